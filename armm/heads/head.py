@@ -1,0 +1,114 @@
+"""The contract of a head: one distribution over a unit's symbols, seen in parallel and seen step by step.
+
+Axes: S segments, U units, K symbols of a unit, D width of the backbone, V vocabulary, F header fields, R rows of a state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a head has to know about the units of a modality.
+
+    Attributes:
+        vocab: V, the number of values a symbol can take; V itself stands for "unknown" and is never coded.
+        symbols: K, symbols per unit.
+        channels: consecutive symbols that share one place (the R, G, B of a pixel); divides `symbols`.
+        continuous: a head's history runs on across unit borders (time) instead of starting anew (rows).
+        block: (height, width) in pixels of a unit of an image, `None` where there is no second dimension.
+        whole_rows: a block spans the whole width of the image, so that everything above it is known.
+        values: (V, n) what each symbol means as numbers of order 1 (amplitudes), for heads that read them; or None.
+    """
+
+    vocab: int
+    symbols: int = 1
+    channels: int = 1
+    continuous: bool = True
+    block: tuple[int, int] | None = None
+    whole_rows: bool = False
+    values: Tensor | None = None
+
+    @property
+    def places(self) -> int:
+        return self.symbols // self.channels
+
+
+class Head(nn.Module, ABC):
+    """Turns a context vector per unit, and the symbols already known, into a distribution per symbol."""
+
+    @abstractmethod
+    def logits(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
+        """Logits of every symbol given all before it.
+
+        Args:
+            context: (S, U, D) from units before each unit only.
+            symbols: (S, U, K) int64, the value V where not known.
+            known: (S, U, K) bool. Unknown symbols come after all known ones.
+            header: (S, F) int64.
+
+        Returns: (S, U, K, V) float32; normalise with log_softmax.
+        """
+
+    @abstractmethod
+    def log_prob(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
+        """(S, U, K) float32 nats: the log-probability of each symbol, 0 where it is not known."""
+
+    @abstractmethod
+    def state(self, n_rows: int) -> HeadState:
+        """An empty state for stepping through one segment per row."""
+
+    @abstractmethod
+    def set_unigram(self, log_unigram: Tensor) -> None:
+        """Start from a known (V,) log-frequency of the symbols instead of from the uniform distribution."""
+
+
+class HeadState(ABC):
+    """The step-by-step view of a head: one segment per row, each row at its own place.
+
+    The caller owns the truth (symbols and contexts); the state is a cache that `load` can rebuild at any length,
+    which is how prompts are read and how a truncated row goes on.
+    """
+
+    @abstractmethod
+    def load(self, rows: Tensor, context: Tensor, symbols: Tensor, lengths: Tensor, header: Tensor) -> None:
+        """Put rows at a given point of their segments, in parallel.
+
+        Args:
+            rows: (R,) which rows.
+            context: (R, U, D) of every unit up to and with the open one.
+            symbols: (R, U, K) int64, the value V from `lengths` on.
+            lengths: (R,) symbols known so far. Less than `U * K`: the open unit lacks at least one.
+            header: (R, F).
+        """
+
+    @abstractmethod
+    def open(self, rows: Tensor, context: Tensor) -> None:
+        """Begin the next unit of rows whose last unit is full, with its (R, D) context."""
+
+    @abstractmethod
+    def extend(self, rows: Tensor, symbols: Tensor) -> None:
+        """Record the next (R,) symbols of the open units."""
+
+    @abstractmethod
+    def logits(self, rows: Tensor) -> Tensor:
+        """(R, V) float32 logits of the next symbol of rows whose open unit is not full."""
+
+    @abstractmethod
+    def gather_rows(self, index: Tensor) -> None:
+        """Row i becomes what row `index[i]` was; `index` may repeat, drop or add rows."""
+
+
+class HeadConfig(ABC):
+    """Which head, as a recipe names it: a frozen dataclass that builds the module."""
+
+    @abstractmethod
+    def build(self, width: int, unit: Unit) -> Head:
+        """The head for a backbone of this width.
+
+        Raises InputError: the head cannot model such units.
+        """

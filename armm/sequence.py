@@ -1,0 +1,143 @@
+"""Segments, documents and batches: the data that everything else passes around.
+
+A *symbol* is an integer in `[0, vocab)`. A *unit* is `K` symbols that the backbone sees as one position. A *segment*
+is a run of units of one modality, a *document* a list of segments.
+
+Axes: B rows (documents), N positions of a row, S segments of one modality in a batch, U units of a segment,
+K symbols of a unit, F header fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of units of one modality.
+
+    Attributes:
+        modality: the modality's name in its model.
+        symbols: (U, K) int64, row-major in coding order. What stands after the first `n_symbols` means nothing.
+        n_symbols: how many symbols there are; `None` for all `U * K`. Only the last unit may be partial.
+        header: what a decoder must know before the payload, such as rows and columns of units.
+        n_given: how many leading units are a condition: seen by the model, not scored and not trained on.
+    """
+
+    modality: str
+    symbols: Tensor
+    n_symbols: int | None = None
+    header: tuple[int, ...] = ()
+    n_given: int = 0
+
+    def __post_init__(self) -> None:
+        if self.symbols.dim() != 2 or self.symbols.dtype != torch.int64:
+            raise ValueError(
+                f"segment {self.modality!r}: symbols must be (U, K) int64, "
+                f"got {tuple(self.symbols.shape)} {self.symbols.dtype}"
+            )
+        n_units, k = self.symbols.shape
+        if self.n_symbols is not None and not (n_units - 1) * k <= self.n_symbols <= n_units * k:
+            raise ValueError(
+                f"segment {self.modality!r}: {self.n_symbols} symbols do not end in the last of {n_units} units of {k}"
+            )
+
+    @property
+    def n_units(self) -> int:
+        return self.symbols.shape[0]
+
+    @property
+    def length(self) -> int:
+        """The number of symbols."""
+        return self.symbols.numel() if self.n_symbols is None else self.n_symbols
+
+    def flat(self) -> Tensor:
+        """(length,) the symbols in coding order, without padding."""
+        return self.symbols.reshape(-1)[: self.length]
+
+    def as_condition(self) -> Segment:
+        """The same segment, given rather than scored."""
+        return replace(self, n_given=self.n_units)
+
+
+Document = list[Segment]
+
+
+@dataclass
+class SegmentBatch:
+    """All segments of one modality in a batch, right-padded.
+
+    Attributes:
+        symbols: (S, U, K) int64; the value `vocab`, outside the alphabet, wherever `known` is False.
+        known: (S, U, K) bool: the symbol exists.
+        header: (S, F) int64.
+        n_units: (S,) int64.
+        rows: (S,) the row that each segment stands in.
+        starts: (S,) the position of its first unit in that row.
+        weights: (S, U) float32: 1 where the unit is scored, 0 where it is given or padding.
+        ends: (S, U) int64 end decisions, 0 for "more follow", 1 + j for "the last unit, with j symbols".
+    """
+
+    symbols: Tensor
+    known: Tensor
+    header: Tensor
+    n_units: Tensor
+    rows: Tensor
+    starts: Tensor
+    weights: Tensor
+    ends: Tensor
+
+    def present(self) -> Tensor:
+        """(S, U) bool: the unit exists."""
+        steps = torch.arange(self.symbols.shape[1], device=self.symbols.device)
+        return steps < self.n_units[:, None]
+
+    def scored(self) -> Tensor:
+        """(S, U, K) float32: 1 where a symbol counts in loss and bits."""
+        return self.known * self.weights[..., None]
+
+
+@dataclass
+class Batch:
+    """Documents ready for a model: ragged by length, padded on the right, never on the left.
+
+    Attributes:
+        lengths: (B,) units of each row, control and header units included.
+        segments: the payload by modality name.
+        control_rows, control_positions, control_values: (M,) each: the control units and the index of what they say.
+    """
+
+    lengths: Tensor
+    segments: dict[str, SegmentBatch]
+    control_rows: Tensor
+    control_positions: Tensor
+    control_values: Tensor
+
+    @property
+    def n_rows(self) -> int:
+        return self.lengths.shape[0]
+
+    @property
+    def n_positions(self) -> int:
+        return int(self.lengths.max()) if self.lengths.numel() else 0
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        segments = {
+            name: SegmentBatch(*(move(getattr(segment, field.name)) for field in fields(SegmentBatch)))
+            for name, segment in self.segments.items()
+        }
+        return Batch(
+            move(self.lengths),
+            segments,
+            move(self.control_rows),
+            move(self.control_positions),
+            move(self.control_values),
+        )
