@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from copy import copy
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
@@ -56,6 +57,12 @@ class Modality(ABC):
     suffix: ClassVar[str] = ".txt"
     suffixes: ClassVar[tuple[str, ...]] = ()
     head: HeadConfig | None = None
+
+    def named(self, name: str) -> Self:
+        """The same modality under another name."""
+        twin = copy(self)
+        object.__setattr__(twin, "name", name)  # a copy nobody else holds yet, of a class that may be frozen
+        return twin
 
     # ------------------------------------------------------------------ data
 

@@ -1,0 +1,1 @@
+"""ARMM: text, images, audio and whatever is plugged in, as one stream of symbols with an exact likelihood."""

@@ -1,0 +1,331 @@
+"""The causal transformer: GPT-2's block, LLaMA's block, and the small-model block in between, by configuration.
+
+Sources: GPT-2 (Radford et al. 2019), LLaMA (arXiv:2302.13971), RoPE (arXiv:2104.09864), grouped-query attention
+(arXiv:2305.13245), QK-norm (arXiv:2010.04245), ReLU² (arXiv:2109.08668), value embeddings and residual scalars
+(modded-nanogpt, nanochat).
+Axes: B rows, N positions, S keys, D width, H heads, G key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from armm.backbones.backbone import Backbone, BackboneConfig, BackboneState
+from armm.errors import InputError
+
+CACHE_STEP = 128  # key/value caches grow in multiples of this
+
+
+@dataclass(frozen=True)
+class Transformer(BackboneConfig):
+    """A causal transformer.
+
+    The defaults are the small-model block. `position: learned, norm: layer, norm_gain: true, mlp: gelu, bias: true,
+    qk_norm: false` is GPT-2's; `norm_gain: true, mlp: swiglu, qk_norm: false` is LLaMA's.
+
+    Attributes:
+        width: D, of the residual stream.
+        n_layers: number of blocks.
+        n_heads: number of attention heads.
+        n_kv_heads: key/value heads, shared by groups of heads; `n_heads` by default.
+        position: rotary, or a learned table of `max_positions`.
+        max_positions: of the learned table.
+        rope_base: wavelength base of the rotation.
+        norm: RMS or layer normalisation.
+        norm_gain: give the norms a learned gain (and layer norm its bias).
+        norm_eps: added to the variance.
+        mlp: activation: ReLU squared, GELU (tanh approximation), or a gated SiLU.
+        mlp_width: hidden width; 4 x width, or 8/3 x width for swiglu, by default.
+        bias: linear layers have biases.
+        qk_norm: normalise queries and keys.
+        window: a position sees itself and the `window - 1` before it; everything by default. With rotary positions
+            a model with a window reads and writes documents of any length.
+        attention_softcap: bound attention scores softly; none by default.
+        value_embeddings: every second layer adds its own embedding of the input unit to its values.
+        residual_scalars: every block scales the stream and adds a learned multiple of its first input.
+        dropout: of embeddings, attention weights and block outputs, in training.
+    """
+
+    width: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int | None = None
+    position: Literal["rope", "learned"] = "rope"
+    max_positions: int = 1024
+    rope_base: float = 10000.0
+    norm: Literal["rms", "layer"] = "rms"
+    norm_gain: bool = False
+    norm_eps: float = 1e-5
+    mlp: Literal["relu2", "gelu", "swiglu"] = "relu2"
+    mlp_width: int | None = None
+    bias: bool = False
+    qk_norm: bool = True
+    window: int | None = None
+    attention_softcap: float | None = None
+    value_embeddings: bool = False
+    residual_scalars: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.n_heads or (self.width // self.n_heads) % 2:
+            raise InputError(f"width {self.width} must be an even multiple of n_heads {self.n_heads}")
+        if self.n_heads % self.kv_heads:
+            raise InputError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.kv_heads}")
+        if self.window is not None and self.window < 1:
+            raise InputError(f"window is {self.window}, it must be at least 1; leave it out to see everything")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}, it must be at least 0 and less than 1")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.n_heads
+
+    @property
+    def hidden(self) -> int:
+        return self.mlp_width or (4 * self.width if self.mlp != "swiglu" else -(-8 * self.width // 24) * 8)
+
+    @property
+    def value_layers(self) -> tuple[int, ...]:
+        """The layers with value embeddings."""
+        return tuple(range(self.n_layers - 1, -1, -2))[::-1] if self.value_embeddings else ()
+
+    @property
+    def value_width(self) -> int:
+        return len(self.value_layers) * self.kv_heads * self.head_width
+
+    def check_context(self, context: int | None) -> None:
+        if self.position == "learned" and (context is None or context > self.max_positions):
+            raise InputError(
+                f"the model's context is {context or 'unlimited'}, its learned positions are {self.max_positions}; "
+                "raise max_positions, lower context, or set position: rope"
+            )
+
+    def build(self) -> Backbone:
+        return TransformerBackbone(self)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, softcap: float | None, dropout: float) -> Tensor:
+    """Softmax attention. (B, H, N, E) queries, (B, G, S, E) keys and values, (B or 1, 1, N, S) bool mask -> (B, H, N, E)."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 / softcap)
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return F.dropout(scores.softmax(-1), dropout) @ v
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary positions, halves paired as in LLaMA's Hugging Face code. (B, H, N, E), (B or 1, N, E / 2) -> (B, H, N, E)."""
+    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def build_norm(width: int, config: Transformer) -> nn.Module:
+    if config.norm == "layer":
+        return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_gain)
+    return nn.RMSNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_gain)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped keys and values, optionally reading a cache."""
+
+    def __init__(self, config: Transformer, has_values: bool) -> None:
+        super().__init__()
+        self.config = config
+        size = config.kv_heads * config.head_width
+        self.qkv = nn.Linear(config.width, config.width + 2 * size, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.norm = nn.RMSNorm(config.head_width, eps=config.norm_eps, elementwise_affine=False)
+        if has_values:
+            self.value_scale = nn.Parameter(torch.tensor(0.5))
+
+    def project(self, x: Tensor, values: Tensor | None, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> queries (B, H, N, E), keys and values (B, G, N, E)."""
+        c = self.config
+        size = c.kv_heads * c.head_width
+        q, k, v = (
+            rearrange(t, "b n (h e) -> b h n e", e=c.head_width) for t in self.qkv(x).split([c.width, size, size], -1)
+        )
+        if values is not None:
+            v = v + self.value_scale * rearrange(values, "b n (h e) -> b h n e", e=c.head_width)
+        if c.qk_norm:
+            q, k = self.norm(q), self.norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return q, k, v
+
+    def finish(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        dropout = self.config.dropout if self.training else 0.0
+        out = attend(q, k, v, mask, causal, self.config.attention_softcap, dropout)
+        return self.out(rearrange(out, "b h n e -> b n (h e)"))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Transformer) -> None:
+        super().__init__()
+        self.activation = config.mlp
+        wide = 2 * config.hidden if config.mlp == "swiglu" else config.hidden
+        self.enter = nn.Linear(config.width, wide, bias=config.bias)
+        self.out = nn.Linear(config.hidden, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.enter(x)
+        if self.activation == "swiglu":
+            gate, up = hidden.chunk(2, dim=-1)
+            return self.out(F.silu(gate) * up)
+        if self.activation == "gelu":
+            return self.out(F.gelu(hidden, approximate="tanh"))
+        return self.out(F.relu(hidden).square())
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: Transformer, has_values: bool) -> None:
+        super().__init__()
+        self.attention = Attention(config, has_values)
+        self.mlp = MLP(config)
+        self.attention_norm, self.mlp_norm = build_norm(config.width, config), build_norm(config.width, config)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.residual_scalars:
+            self.scale = nn.Parameter(torch.tensor([1.0, 0.1]))
+        self.has_scale = config.residual_scalars
+
+    def enter(self, x: Tensor, first: Tensor) -> Tensor:
+        return self.scale[0] * x + self.scale[1] * first if self.has_scale else x
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class TransformerBackbone(Backbone):
+    """Blocks and a final norm; embeddings come in, contexts go out."""
+
+    def __init__(self, config: Transformer) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config, layer in config.value_layers) for layer in range(config.n_layers))
+        self.norm = build_norm(config.width, config)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.position == "learned":
+            self.positions = nn.Parameter(torch.randn(config.max_positions, config.width) * 0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("out.weight"):
+                nn.init.zeros_(parameter)  # blocks start as the identity
+            elif parameter.dim() == 2 and name != "positions":
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * 0.8)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def angles(self, positions: Tensor) -> Tensor | None:
+        """(*) positions -> (*, E / 2) rotation angles."""
+        if self.config.position != "rope":
+            return None
+        e = self.config.head_width
+        frequency = self.config.rope_base ** (-torch.arange(0, e, 2, device=positions.device, dtype=torch.float32) / e)
+        return positions[..., None].float() * frequency
+
+    def start(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Add learned positions, if any, to (B, N, D); (B or 1, N) positions."""
+        if self.config.position == "learned":
+            x = x + self.positions[positions.clamp(max=self.config.max_positions - 1)]
+        return self.dropout(x)
+
+    def split_values(self, values: Tensor | None) -> list[Tensor | None]:
+        """One piece of the value embeddings for each layer that takes them, None for the others."""
+        pieces: list[Tensor | None] = [None] * self.config.n_layers
+        if values is not None and self.config.value_layers:
+            parts = values.chunk(len(self.config.value_layers), dim=-1)
+            for layer, part in zip(self.config.value_layers, parts, strict=True):
+                pieces[layer] = part
+        return pieces
+
+    def forward(self, x: Tensor, values: Tensor | None) -> Tensor:
+        n = x.shape[1]
+        positions = torch.arange(n, device=x.device)[None]
+        angles, window = self.angles(positions), self.config.window
+        mask = None
+        if window is not None and window < n:
+            mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().triu(1 - window)[None, None]
+        first = x = self.start(x, positions)
+        for block, own in zip(self.blocks, self.split_values(values), strict=True):
+            x = block.enter(x, first)
+            q, k, v = block.attention.project(block.attention_norm(x), own, angles)
+            x = block.finish(x, block.attention.finish(q, k, v, mask, causal=mask is None))
+        return self.norm(x)
+
+    def state(self, n_rows: int) -> BackboneState:
+        return TransformerState(self, n_rows)
+
+
+class TransformerState(BackboneState):
+    """Keys and values by position, each row at its own length."""
+
+    def __init__(self, backbone: TransformerBackbone, n_rows: int) -> None:
+        self.backbone = backbone
+        config = backbone.config
+        parameter = next(backbone.parameters())
+        shape = (config.n_layers, 2, n_rows, config.kv_heads, CACHE_STEP, config.head_width)
+        self.cache = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+        self.lengths = [0] * n_rows
+
+    def _reserve(self, length: int) -> None:
+        missing = length - self.cache.shape[4]
+        if missing > 0:  # doubling keeps the copying linear
+            grown = max(missing, self.cache.shape[4])
+            self.cache = F.pad(self.cache, (0, 0, 0, -(-grown // CACHE_STEP) * CACHE_STEP))
+
+    def extend(self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int]) -> Tensor:
+        backbone, n = self.backbone, x.shape[1]
+        listed = rows.tolist()
+        before = [self.lengths[row] for row in listed]
+        longest = max(before) + n
+        self._reserve(longest)
+        begin = torch.tensor(before, device=x.device)
+        positions = begin[:, None] + torch.arange(n, device=x.device)  # (R, N)
+        window = backbone.config.window or longest
+        oldest = max(min(before) + 1 - window, 0)  # no query sees a key before this one
+        keys = torch.arange(oldest, longest, device=x.device)
+        distance = positions[:, None, :, None] - keys
+        mask = (distance >= 0) & (distance < window)  # (R, 1, N, S)
+        aligned = n == 1 and min(before) == max(before)  # every key is seen: no mask needed
+        everyone = len(listed) == len(self.lengths) and listed == list(range(len(listed)))
+        angles = backbone.angles(positions)
+        first = x = backbone.start(x, positions)
+        for layer, own in enumerate(backbone.split_values(values)):
+            block = backbone.blocks[layer]
+            assert isinstance(block, Block)
+            x = block.enter(x, first)
+            q, k, v = block.attention.project(block.attention_norm(x), own, angles)
+            cache = self.cache[layer]
+            for new, store in ((k, cache[0]), (v, cache[1])):
+                store[rows[:, None], :, positions] = rearrange(new, "b h n e -> b n h e")
+            k, v = cache[:, :, :, oldest:longest] if everyone else cache[:, rows, :, oldest:longest]
+            x = block.finish(x, block.attention.finish(q, k, v, None if aligned else mask, causal=False))
+        for row, start, count in zip(listed, before, counts, strict=True):
+            self.lengths[row] = start + count
+        return backbone.norm(x)
+
+    def truncate(self, lengths: list[int]) -> None:
+        self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
+
+    def gather_rows(self, index: Tensor) -> None:
+        self.cache = self.cache[:, :, index]
+        self.lengths = [self.lengths[i] for i in index.tolist()]

@@ -1,0 +1,370 @@
+"""How documents become streams of symbols: which alphabet comes next is a function of the symbols before it.
+
+A free document is a sequence of control units (what begins: a modality, or `end`), header units (what a decoder must
+know) and payload units. A model with a fixed layout (`[image]`, `[label, image]`) needs no control units, and a header
+that never changes is not coded, so the classics are exact. A modality of coded length has an *end decision* before
+each unit: 0 for "more follow", 1 + j for "the last unit, with j symbols".
+
+Axes: B rows, S segments, U units, K symbols, F header fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from armm.errors import InputError, nearest
+from armm.modality import Modality
+from armm.sequence import Batch, Document, Segment, SegmentBatch
+
+END = 0  # the control symbol that ends a document; modalities follow in the order the model lists them
+
+
+class Stage(IntEnum):
+    """What the next symbol of a stream is."""
+
+    CONTROL = 0
+    HEADER = 1
+    DECISION = 2
+    PAYLOAD = 3
+    DONE = 4
+
+
+class Slot(NamedTuple):
+    """The kind of a symbol: its stage, its modality, and which header field it is."""
+
+    stage: Stage
+    modality: str
+    field: int
+
+
+@dataclass
+class Cursor:
+    """A place in a document's stream, moved on by `Grammar.push`.
+
+    Attributes:
+        stage: of the next symbol.
+        modality: of the open segment, or "" between segments.
+        closed: modality, header and symbols of the segments before the open one.
+        coded: the coded header fields so far. header: the header, once complete.
+        position: units completed in the document: the position of the open unit.
+        start: position of the open segment's first unit.
+        payload: the open segment's symbols so far, decisions left out.
+        n_total: symbols of the open segment, where the header tells; None where it does not.
+        unit_length: symbols of the open unit. last: a decision made it the last of its segment.
+    """
+
+    stage: Stage
+    modality: str = ""
+    closed: list[tuple[str, tuple[int, ...], list[int]]] = field(default_factory=list)
+    coded: tuple[int, ...] = ()
+    header: tuple[int, ...] = ()
+    position: int = 0
+    start: int = 0
+    payload: list[int] = field(default_factory=list)
+    n_total: int | None = None
+    unit_length: int = 0
+    last: bool = False
+
+    def slot(self) -> Slot:
+        return Slot(self.stage, self.modality, len(self.coded) if self.stage == Stage.HEADER else 0)
+
+    def copy(self) -> Cursor:
+        return replace(self, payload=list(self.payload), closed=list(self.closed))
+
+
+class Grammar:
+    """The structure of a model's documents.
+
+    Args:
+        modalities: by name, in the order of their control symbols.
+        layout: the modalities of every document, in order; None for free documents.
+        context: at most so many units in a document; None for no limit.
+
+    Raises InputError: an unknown name in the layout, or a modality whose segments would never end.
+    """
+
+    def __init__(
+        self, modalities: Mapping[str, Modality], layout: Sequence[str] | None = None, context: int | None = None
+    ) -> None:
+        self.modalities = dict(modalities)
+        self.names = list(self.modalities)
+        self.layout = list(layout) if layout is not None else None
+        self.context = context
+        if not self.modalities:
+            raise InputError("a model needs at least one modality; list it under modalities")
+        for name in self.layout or []:
+            if name not in self.modalities:
+                raise InputError(
+                    f"layout names {name!r}; the modalities are {', '.join(self.names)}{nearest(name, self.names)}"
+                )
+        if self.layout is not None and not self.layout:
+            raise InputError("layout is empty; name at least one modality or leave it out for free documents")
+        for name in self.names:
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise InputError(f"{name!r} cannot name a modality; use a word of letters, digits and _ such as image")
+        inner = self.names if self.layout is None else self.layout[:-1]
+        for name in inner:
+            modality = self.modalities[name]
+            if not modality.ended and not modality.header_sizes and modality.n_units(modality.header(())) is None:
+                raise InputError(
+                    f"segments of {name!r} never end, so nothing can follow them; set ended: true for {name!r}"
+                )
+        if context is not None and context < 1:
+            raise InputError(f"context is {context}, it must be at least 1 unit")
+
+    # ------------------------------------------------------------ the stream
+
+    def start(self) -> Cursor:
+        """The place before a document's first symbol."""
+        cursor = Cursor(Stage.CONTROL)
+        if self.layout is not None:
+            self._begin(cursor, self.layout[0])
+        return cursor
+
+    def vocab(self, slot: Slot) -> int:
+        """The alphabet size of a kind of symbol."""
+        if slot.stage == Stage.CONTROL:
+            return 1 + len(self.names)
+        modality = self.modalities[slot.modality]
+        if slot.stage == Stage.HEADER:
+            return modality.header_sizes[slot.field]
+        if slot.stage == Stage.DECISION:
+            return modality.unit_symbols + 2
+        return modality.vocab
+
+    def push(self, cursor: Cursor, symbol: int) -> bool:
+        """Move a cursor over one symbol; returns whether that completed a unit of the backbone's sequence."""
+        stage = cursor.stage
+        if stage == Stage.PAYLOAD:
+            cursor.payload.append(symbol)
+            cursor.unit_length -= 1
+            if cursor.unit_length:
+                return False
+            self._end_unit(cursor)
+            return True
+        if stage == Stage.DECISION:
+            cursor.last = symbol > 0
+            cursor.unit_length = symbol - 1 if symbol else self.modalities[cursor.modality].unit_symbols
+            if cursor.unit_length:
+                cursor.stage = Stage.PAYLOAD
+                return False
+            self._end_unit(cursor)
+            return True
+        if stage == Stage.HEADER:
+            cursor.coded = (*cursor.coded, symbol)
+            cursor.position += 1
+            if len(cursor.coded) == len(self.modalities[cursor.modality].header_sizes):
+                self._begin_payload(cursor)
+            self._stop_at_context(cursor)
+            return True
+        assert stage == Stage.CONTROL, "a document that is done takes no more symbols"
+        cursor.position += 1
+        if symbol == END:
+            cursor.stage = Stage.DONE
+        else:
+            self._begin(cursor, self.names[symbol - 1])
+        self._stop_at_context(cursor)
+        return True
+
+    def _begin(self, cursor: Cursor, name: str) -> None:
+        cursor.modality, cursor.coded, cursor.payload = name, (), []
+        if self.modalities[name].header_sizes:
+            cursor.stage = Stage.HEADER
+        else:
+            self._begin_payload(cursor)
+
+    def _begin_payload(self, cursor: Cursor) -> None:
+        modality = self.modalities[cursor.modality]
+        cursor.header = modality.header(cursor.coded)
+        n_units = None if modality.ended else modality.n_units(cursor.header)
+        cursor.n_total = None if n_units is None else n_units * modality.unit_symbols
+        cursor.start, cursor.last = cursor.position, False
+        self._begin_unit(cursor)
+
+    def _begin_unit(self, cursor: Cursor) -> None:
+        modality = self.modalities[cursor.modality]
+        cursor.stage = Stage.DECISION if modality.ended else Stage.PAYLOAD
+        cursor.unit_length = modality.unit_symbols
+
+    def _end_unit(self, cursor: Cursor) -> None:
+        cursor.position += 1
+        if not (cursor.last or cursor.n_total == len(cursor.payload)):
+            self._begin_unit(cursor)
+        else:
+            cursor.closed.append((cursor.modality, cursor.header, cursor.payload))
+            cursor.modality = ""
+            if self.layout is None:
+                cursor.stage = Stage.CONTROL
+            elif len(cursor.closed) < len(self.layout):
+                self._begin(cursor, self.layout[len(cursor.closed)])
+            else:
+                cursor.stage = Stage.DONE
+        self._stop_at_context(cursor)
+
+    def _stop_at_context(self, cursor: Cursor) -> None:
+        if self.context is not None and cursor.position >= self.context:
+            cursor.stage = Stage.DONE
+
+    def decision_mask(self, name: str, index: Tensor) -> Tensor:
+        """(*) index of units in their segments -> (*, K + 2) bool: which end decisions are possible.
+
+        Only an empty segment's first unit may be empty, and the last unit that fits must be the last.
+        """
+        modality = self.modalities[name]
+        mask = torch.ones(*index.shape, modality.unit_symbols + 2, dtype=torch.bool, device=index.device)
+        mask[..., 1] = index == 0
+        if modality.max_units is not None:
+            mask[..., 0] = index < modality.max_units - 1
+        return mask
+
+    # ------------------------------------------------- documents and streams
+
+    def check(self, document: Document) -> None:
+        """Raises InputError: a document that this grammar cannot code."""
+        names = [segment.modality for segment in document]
+        for name in names:
+            if name not in self.modalities:
+                raise InputError(
+                    f"the document has a segment of {name!r}; this model knows {', '.join(self.names)}"
+                    f"{nearest(name, self.names)}"
+                )
+        if self.layout is not None and names != self.layout:
+            raise InputError(f"the document is {names}, this model's layout is {self.layout}")
+        for segment in document:
+            modality = self.modalities[segment.modality]
+            inside = segment.flat()
+            if segment.symbols.shape[1] != modality.unit_symbols:
+                raise InputError(
+                    f"a segment of {segment.modality!r} has {segment.symbols.shape[1]} symbols per unit, "
+                    f"the model wants {modality.unit_symbols}"
+                )
+            if inside.numel() and not 0 <= int(inside.min()) <= int(inside.max()) < modality.vocab:
+                raise InputError(f"a segment of {segment.modality!r} has symbols outside [0, {modality.vocab})")
+            expected = None if modality.ended else modality.n_units(segment.header)
+            if expected is not None and segment.n_units != expected:
+                raise InputError(
+                    f"a segment of {segment.modality!r} has {segment.n_units} units, its header says {expected}"
+                )
+            if modality.ended and modality.max_units is not None and segment.n_units > modality.max_units:
+                raise InputError(
+                    f"a segment of {segment.modality!r} has {segment.n_units} units, at most {modality.max_units} fit"
+                )
+        n_units = self.n_units(document)
+        if self.context is not None and n_units > self.context:
+            raise InputError(f"the document has {n_units} units, the model's context is {self.context}")
+
+    def n_units(self, document: Document) -> int:
+        """Positions that a document takes, control and header units included."""
+        total = 1 if self.layout is None else 0
+        for segment in document:
+            modality = self.modalities[segment.modality]
+            total += (self.layout is None) + len(modality.header_sizes) + self._payload_units(segment)
+        return total
+
+    def _payload_units(self, segment: Segment) -> int:
+        """An empty segment of coded length still has one (empty) unit, which says so."""
+        return max(segment.n_units, 1 if self.modalities[segment.modality].ended else 0)
+
+    def flatten(self, document: Document, open_end: bool = False) -> list[int]:
+        """A document as a stream of symbols.
+
+        Args:
+            open_end: the last segment is a beginning to be continued: its length and the document's end are left open.
+        """
+        stream: list[int] = []
+        for number, segment in enumerate(document):
+            modality = self.modalities[segment.modality]
+            continues = open_end and number == len(document) - 1
+            if self.layout is None:
+                stream.append(1 + self.names.index(segment.modality))
+            if modality.header_sizes:
+                stream.extend(modality.coded_header(segment.header))
+            symbols, k = segment.flat().tolist(), modality.unit_symbols
+            if not modality.ended:
+                stream.extend(symbols)
+                continue
+            for unit in range(self._payload_units(segment)):
+                own = symbols[unit * k : (unit + 1) * k]
+                last = unit == self._payload_units(segment) - 1 and not continues
+                if own or not continues:
+                    stream.append(1 + len(own) if last else 0)
+                stream.extend(own)
+        if self.layout is None and not open_end:
+            stream.append(END)
+        return stream
+
+    def parse(self, stream: Sequence[int]) -> Document:
+        """The document of a stream, complete or cut short anywhere."""
+        cursor = self.start()
+        for symbol in stream:
+            if cursor.stage == Stage.DONE:
+                break
+            self.push(cursor, symbol)
+        runs = list(cursor.closed)
+        if cursor.modality and len(cursor.coded) == len(self.modalities[cursor.modality].header_sizes):
+            runs.append((cursor.modality, cursor.header, cursor.payload))
+        document = []
+        for name, header, payload in runs:
+            k = self.modalities[name].unit_symbols
+            symbols = torch.zeros(-(-len(payload) // k) * k, dtype=torch.int64)
+            symbols[: len(payload)] = torch.tensor(payload, dtype=torch.int64)
+            document.append(Segment(name, symbols.view(-1, k), len(payload), header))
+        return document
+
+    # ---------------------------------------------------------------- batches
+
+    def collate(self, documents: Sequence[Document]) -> Batch:
+        """Documents as one batch, padded on the right.
+
+        Raises InputError: a document that this grammar cannot code.
+        """
+        lengths, control = [], []
+        placed: dict[str, list[tuple[int, int, Segment]]] = {}
+        for row, document in enumerate(documents):
+            self.check(document)
+            position = 0
+            for segment in document:
+                modality = self.modalities[segment.modality]
+                if self.layout is None:
+                    control.append((row, position, 1 + self.names.index(segment.modality)))
+                    position += 1
+                position += len(modality.header_sizes)
+                placed.setdefault(segment.modality, []).append((row, position, segment))
+                position += self._payload_units(segment)
+            if self.layout is None:
+                control.append((row, position, END))
+                position += 1
+            lengths.append(position)
+        segments = {name: self._stack(name, placed[name]) for name in self.names if name in placed}
+        controls = torch.tensor(control, dtype=torch.int64).view(-1, 3)
+        return Batch(torch.tensor(lengths), segments, controls[:, 0], controls[:, 1], controls[:, 2])
+
+    def _stack(self, name: str, placed: list[tuple[int, int, Segment]]) -> SegmentBatch:
+        modality = self.modalities[name]
+        n_units = torch.tensor([self._payload_units(segment) for _, _, segment in placed])
+        n, u, k = len(placed), max(int(n_units.max()), 1), modality.unit_symbols
+        lengths = torch.tensor([segment.length for _, _, segment in placed])
+        symbols = torch.full((n, u * k), modality.vocab, dtype=torch.int64)
+        for i, (_, _, segment) in enumerate(placed):
+            symbols[i, : segment.length] = segment.flat()
+        unit = torch.arange(u)
+        present = unit < n_units[:, None]
+        given = torch.tensor([segment.n_given for _, _, segment in placed])
+        in_unit = (lengths[:, None] - unit * k).clamp(0, k)
+        ends = torch.where(unit == n_units[:, None] - 1, 1 + in_unit, 0) * modality.ended
+        return SegmentBatch(
+            symbols=symbols.view(n, u, k),
+            known=(torch.arange(u * k) < lengths[:, None]).view(n, u, k),
+            header=torch.tensor([segment.header for _, _, segment in placed], dtype=torch.int64).view(n, -1),
+            n_units=n_units,
+            rows=torch.tensor([row for row, _, _ in placed]),
+            starts=torch.tensor([start for _, start, _ in placed]),
+            weights=(present & (unit >= given[:, None])).float(),
+            ends=ends,
+        )

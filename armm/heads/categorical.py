@@ -1,0 +1,94 @@
+"""A softmax over the vocabulary, straight from the context: the head of GPT, LLaMA and iGPT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from armm.errors import InputError
+from armm.heads.distributions import cap
+from armm.heads.head import Head, HeadConfig, HeadState, Unit
+
+
+@dataclass(frozen=True)
+class Categorical(HeadConfig):
+    """Softmax over the vocabulary, for one symbol per unit.
+
+    Attributes:
+        softcap: bound the logits softly to ±softcap (Gemma 2, arXiv:2408.00118); none by default.
+        tied: use the embedding table as the output matrix (arXiv:1608.05859).
+        bias: add a bias to the logits; it starts at the log-frequency of each symbol.
+    """
+
+    softcap: float | None = None
+    tied: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None and self.softcap <= 0:
+            raise InputError(f"softcap is {self.softcap}, it must be greater than 0; leave it out for none")
+
+    def build(self, width: int, unit: Unit) -> Head:
+        if unit.symbols != 1:
+            raise InputError(
+                f"the Categorical head codes 1 symbol per unit, this modality's units have {unit.symbols}; "
+                "use armm.heads.CausalConv"
+            )
+        return CategoricalHead(width, unit.vocab, self)
+
+
+class CategoricalHead(Head):
+    """logits = W context + b, softly bounded where asked."""
+
+    def __init__(self, width: int, vocab: int, config: Categorical) -> None:
+        super().__init__()
+        self.vocab, self.config = vocab, config
+        self.weight = nn.Parameter(torch.randn(vocab, width) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(vocab)) if config.bias else None
+
+    def distribution(self, context: Tensor) -> Tensor:
+        """(*, D) -> (*, V) logits. A tied table has one row more, the unknown symbol, which is never coded."""
+        return cap(F.linear(context, self.weight[: self.vocab], self.bias), self.config.softcap)
+
+    def logits(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
+        return self.distribution(context)[:, :, None, :]
+
+    def log_prob(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
+        logits = self.distribution(context)
+        target = symbols.clamp(max=self.vocab - 1).flatten()
+        nats = F.cross_entropy(logits.flatten(0, 1), target, reduction="none").view(symbols.shape)
+        return torch.where(known, -nats, 0.0)
+
+    def state(self, n_rows: int) -> HeadState:
+        return CategoricalState(self, n_rows)
+
+    def set_unigram(self, log_unigram: Tensor) -> None:
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(log_unigram)
+
+
+class CategoricalState(HeadState):
+    """The open unit's context is all there is to remember."""
+
+    def __init__(self, head: CategoricalHead, n_rows: int) -> None:
+        self.head = head
+        self.context = head.weight.new_zeros(n_rows, head.weight.shape[1])
+
+    def load(self, rows: Tensor, context: Tensor, symbols: Tensor, lengths: Tensor, header: Tensor) -> None:
+        self.context[rows] = context[torch.arange(len(rows), device=rows.device), lengths].to(self.context)
+
+    def open(self, rows: Tensor, context: Tensor) -> None:
+        self.context[rows] = context.to(self.context)
+
+    def extend(self, rows: Tensor, symbols: Tensor) -> None:
+        pass
+
+    def logits(self, rows: Tensor) -> Tensor:
+        return self.head.distribution(self.context[rows])
+
+    def gather_rows(self, index: Tensor) -> None:
+        self.context = self.context[index]

@@ -1,0 +1,377 @@
+"""Images as pixels, row strips or square patches, in raster order.
+
+Pixels one by one are iGPT and PixelRNN (arXiv:1601.06759), strips are rows for a PixelCNN, patches lie between. The
+symbols of a unit are its pixels row by row, the channels of a pixel (R, G, B) side by side.
+
+Axes: H, W pixels; r, c rows and columns of units; bh, bw pixels of a unit; ch channels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import nn
+
+from armm.embedders import UnitEmbedder
+from armm.errors import InputError
+from armm.heads import HeadConfig, Unit
+from armm.modalities.reading import one_line, read_bytes
+from armm.modality import Modality
+from armm.sequence import Segment
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none that runs another program, as EPS does
+MAX_PIXELS = 2**26
+SYMBOL_WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Image(Modality):
+    """Pictures as uint8 arrays, (H, W) for one channel and (H, W, 3) for three, each value a level in `[0, levels)`.
+
+    Attributes:
+        size: (height, width) in pixels of every image; null where it differs, and is coded.
+        max_size: the largest (height, width) where it differs.
+        channels: 1 for grey, 3 for RGB.
+        levels: how many values a channel has, 2 to 256; 8-bit files are rounded to the nearest.
+        block: (height, width) in pixels of a unit: [1, 1] pixels, [p, p] patches, [1, w] strips; null for whole rows,
+            which need `size`.
+        background: what to lay transparent pictures on; null to refuse them.
+        head: the head; by default softmax at one symbol per unit and the causal convolution block for more.
+        name: its name in a model.
+    """
+
+    size: tuple[int, int] | None = None
+    max_size: tuple[int, int] | None = None
+    channels: Literal[1, 3] = 1
+    levels: int = 256
+    block: tuple[int, int] | None = None
+    background: Literal["black", "white"] | None = None
+    head: HeadConfig | None = None
+    name: str = "image"
+
+    bits_per = "dim"
+    nats_per = "image"
+    suffix: ClassVar[str] = ".png"
+    suffixes: ClassVar[tuple[str, ...]] = (
+        *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise InputError(f"{self.name}.channels is {self.channels}; expected 1 (grey) or 3 (RGB)")
+        if not 2 <= self.levels <= 256:
+            raise InputError(f"{self.name}.levels is {self.levels}; expected 2 to 256")
+        if (self.size is None) == (self.max_size is None):
+            raise InputError(
+                f"{self.name}: set either size, where all images have one size, or max_size, where they differ"
+            )
+        for key in ("size", "max_size", "block"):
+            pair = getattr(self, key)
+            if pair is None:
+                continue
+            object.__setattr__(self, key, tuple(pair))  # JSON and YAML have lists only
+            if len(pair) != 2 or min(pair) < 1:
+                raise InputError(
+                    f"{self.name}.{key} is {list(pair)}; expected [height, width] in pixels, each at least 1"
+                )
+        if self.block is None and self.size is None:
+            raise InputError(f"{self.name}.block: whole rows need one width; set block, such as [1, 8], or size")
+        self._check_fit(*self._largest, "size" if self.size else "max_size")
+
+    # ----------------------------------------------------------------- sizes
+
+    @property
+    def vocab(self) -> int:
+        return self.levels
+
+    @property
+    def unit_symbols(self) -> int:
+        height, width = self._block
+        return height * width * self.channels
+
+    @property
+    def symbol_channels(self) -> int:
+        return self.channels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of units of the largest image."""
+        return self._largest[0] // self._block[0], self._largest[1] // self._block[1]
+
+    @property
+    def header_sizes(self) -> tuple[int, ...]:
+        """Rows and columns less one, where sizes differ."""
+        return () if self.size else self.grid
+
+    def header(self, coded: tuple[int, ...]) -> tuple[int, ...]:
+        """(rows, columns) of units."""
+        return self.grid if self.size else (coded[0] + 1, coded[1] + 1)
+
+    def coded_header(self, header: tuple[int, ...]) -> tuple[int, ...]:
+        return () if self.size else (header[0] - 1, header[1] - 1)
+
+    def n_units(self, header: tuple[int, ...]) -> int:
+        return header[0] * header[1]
+
+    def n_nats_per(self, segment: Segment) -> int:
+        return 1
+
+    @property
+    def unit(self) -> Unit:
+        height, width = self._block
+        return Unit(
+            vocab=self.levels,
+            symbols=self.unit_symbols,
+            channels=self.channels,
+            continuous=False,
+            block=(height, width),
+            whole_rows=self.size is not None and (height, width) == (1, self.size[1]),
+            values=self._values(),
+        )
+
+    def build_embedder(self, width: int) -> nn.Module:
+        """Of the pixels, and of where the unit lies."""
+        return UnitEmbedder(self.levels, self.unit_symbols, width, SYMBOL_WIDTH, self._values(), self.grid)
+
+    # ------------------------------------------------------------------ data
+
+    def encode(self, raw: np.ndarray) -> Segment:
+        """An image as units.
+
+        Raises InputError: not such an array, a level outside the range, or a size that does not fit.
+        """
+        self._check_array(raw)
+        height, width = raw.shape[:2]
+        if self.size and (height, width) != self.size:
+            raise InputError(
+                f"{self.name}: the image is {_by(height, width)}, expected {_by(*self.size)} (height x width); resize "
+                f"or crop it, or train with {self.name}.size: [{height}, {width}]"
+            )
+        self._check_fit(height, width, "the image")
+        if height > self._largest[0] or width > self._largest[1]:
+            raise InputError(
+                f"{self.name}: the image is {_by(height, width)}, at most {_by(*self._largest)} (height x width) is "
+                f"allowed; shrink it or train with a larger {self.name}.max_size"
+            )
+        return Segment(self.name, self._units(raw), header=(height // self._block[0], width // self._block[1]))
+
+    def encode_prompt(self, raw: np.ndarray) -> Segment:
+        """The top rows of an image, as many whole rows of units as there are, to be continued to the full height.
+
+        Raises InputError: they are no such rows, or the height of the whole is not known because sizes differ.
+        """
+        if self.size is None:
+            raise InputError(
+                f"{self.name}: the top of an image can only be continued by a model of one size; set {self.name}.size"
+            )
+        self._check_array(raw)
+        height, width = raw.shape[:2]
+        step = self._block[0]
+        if width != self.size[1] or not 0 < height < self.size[0] or height % step:
+            rows = "1" if step == 1 else f"a multiple of {step}"
+            raise InputError(
+                f"{self.name}: the prompt is {_by(height, width)}, expected the top rows of {_by(*self.size)} (height "
+                f"x width): {rows} to {self.size[0] - step} rows of {self.size[1]} pixels; crop it"
+            )
+        return Segment(self.name, self._units(raw), header=self.grid)
+
+    def decode(self, segment: Segment) -> np.ndarray:
+        """The image; pixels that the segment lacks are 0."""
+        rows, columns = segment.header
+        height, width = self._block
+        symbols = np.zeros(rows * columns * self.unit_symbols, dtype=np.uint8)
+        symbols[: segment.length] = segment.flat().numpy()
+        image = rearrange(
+            symbols,
+            "(r c bh bw ch) -> (r bh) (c bw) ch",
+            r=rows,
+            c=columns,
+            bh=height,
+            bw=width,
+            ch=self.channels,
+        )
+        return image[..., 0] if self.channels == 1 else image
+
+    def quantise(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 values 0 to 255 as the nearest of `levels` levels, uint8."""
+        return np.rint(np.arange(256) * (self.levels - 1) / 255).astype(np.uint8)[pixels]
+
+    def dequantise(self, image: np.ndarray) -> np.ndarray:
+        """Levels as uint8 values 0 to 255; `quantise` takes them back exactly."""
+        return np.rint(np.arange(self.levels) * 255 / (self.levels - 1)).astype(np.uint8)[image]
+
+    def load(self, path: Path) -> np.ndarray:
+        """Read a picture file of any size, by its content, whatever its name says.
+
+        Palettes are resolved, 16-bit values cut to their upper 8 bits, cameras' rotation flags obeyed. Grey becomes
+        three equal channels where three are wanted; colour is never turned into grey.
+
+        Raises InputError: damaged or cut short, not a picture, animated, too many pixels, transparent without
+            `background`, or in colour where one channel is wanted.
+        """
+        picture = _read_picture(path)
+        pixels = _sixteen_bit(picture, path) if picture.mode.startswith("I") else self._eight_bit(picture, path)
+        if self.channels == 3:
+            pixels = np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
+        elif pixels.ndim == 3:
+            if (pixels != pixels[..., :1]).any():
+                raise InputError(
+                    f"{path} is in colour, expected grey; convert it to grey, or train with {self.name}.channels: 3"
+                )
+            pixels = pixels[..., 0]
+        return self.quantise(pixels)
+
+    def save(self, raw: np.ndarray, path: Path) -> None:
+        """Write a PNG of 8 bits a channel."""
+        self._check_array(raw)
+        _pillow().fromarray(self.dequantise(raw)).save(path, format="PNG")
+
+    # ---------------------------------------------------------------- private
+
+    @property
+    def _largest(self) -> tuple[int, int]:
+        largest = self.size or self.max_size
+        assert largest is not None
+        return largest
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        if self.block is not None:
+            return self.block
+        assert self.size is not None
+        return 1, self.size[1]
+
+    def _values(self) -> torch.Tensor:
+        """(V, 1) levels as numbers from -1 to 1."""
+        return torch.linspace(-1, 1, self.levels)[:, None]
+
+    def _units(self, raw: np.ndarray) -> torch.Tensor:
+        """(r c, K) the units of whole rows of units."""
+        height, width = self._block
+        image = raw if raw.ndim == 3 else raw[..., None]
+        units = rearrange(image, "(r bh) (c bw) ch -> (r c) (bh bw ch)", bh=height, bw=width)
+        return torch.from_numpy(units.astype(np.int64))
+
+    def _check_array(self, raw: Any) -> None:
+        wanted = "(H, W)" if self.channels == 1 else "(H, W, 3)"
+        if not isinstance(raw, np.ndarray) or raw.dtype != np.uint8:
+            found = f"{raw.dtype} array" if isinstance(raw, np.ndarray) else type(raw).__name__
+            raise InputError(f"{self.name}: expected a {wanted} uint8 NumPy array of levels, got a {found}; convert it")
+        if raw.ndim != (2 if self.channels == 1 else 3) or raw.shape[2:] not in ((), (3,)) or 0 in raw.shape:
+            raise InputError(
+                f"{self.name}: the array is {raw.shape}, expected {wanted}; reshape it or change {self.name}.channels"
+            )
+        if raw.max() >= self.levels:
+            raise InputError(
+                f"{self.name}: the array holds {raw.max()}, expected levels below {self.levels}; use quantise() on "
+                "8-bit values"
+            )
+
+    def _check_fit(self, height: int, width: int, what: str) -> None:
+        """Refuse a size that the unit does not divide, naming the nearest that fit."""
+        if height % self._block[0] == 0 and width % self._block[1] == 0:
+            return
+        smaller, larger = zip(*map(_multiples, (height, width), self._block, self._largest), strict=True)
+        sizes = [_by(*size) for size in dict.fromkeys([smaller, larger])]
+        raise InputError(
+            f"{self.name}: {what} is {_by(height, width)}, which units of {_by(*self._block)} do not fill; the nearest "
+            f"that fit: {', '.join(sizes)} (height x width)"
+        )
+
+    def _eight_bit(self, picture: Picture, path: Path) -> np.ndarray:
+        """(H, W) or (H, W, 3) uint8 of a picture of any 8-bit kind."""
+        if picture.has_transparency_data:
+            rgba = picture.convert("RGBA")
+            if rgba.getchannel("A").getextrema()[0] != 255:
+                if self.background is None:
+                    raise InputError(
+                        f"{path} is transparent in places, expected an opaque picture; flatten it, or set "
+                        f"{self.name}.background: black or white"
+                    )
+                rgba = _pillow().alpha_composite(_pillow().new("RGBA", rgba.size, self.background), rgba)
+            return np.asarray(rgba.convert("RGB"))
+        if picture.mode in ("1", "L"):
+            return np.asarray(picture.convert("L"))
+        if picture.mode in ("P", "RGB", "RGBA", "LA", "RGBX", "CMYK", "YCbCr", "HSV"):
+            return np.asarray(picture.convert("RGB"))
+        raise InputError(
+            f"{path} has pixels of kind {picture.mode}, expected grey, RGB or a palette; convert it to 8-bit PNG"
+        )
+
+
+def _read_picture(path: Path) -> Picture:
+    """A picture that was decoded to its last pixel, upright."""
+    content = read_bytes(path)
+    pillow = _pillow()
+    from PIL import ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow's complaints about harmless metadata, and about size, which is checked below
+            warnings.simplefilter("ignore")
+            picture = pillow.open(io.BytesIO(content), formats=FORMATS)
+            _check_frame(picture, path)
+            picture.verify()  # checksums; the picture cannot be used after it
+            picture = pillow.open(io.BytesIO(content), formats=FORMATS)
+            picture.load()
+            if picture.format == "PNG" and b"IEND\xaeB`\x82" not in content:
+                raise OSError("its end is missing")
+            return ImageOps.exif_transpose(picture)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{path} is not a picture in a known format, whatever its name says; expected PNG, JPEG, BMP, GIF, WebP, "
+            "TIFF or PPM"
+        ) from None
+    except Exception as error:  # decoders raise anything from SyntaxError to struct.error on damaged data
+        raise InputError(f"{path} is damaged or cut short: {one_line(error)}; fetch or save it again") from error
+
+
+def _check_frame(picture: Picture, path: Path) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{path} has {_by(height, width)} pixels (height x width), more than {MAX_PIXELS:,} in all; shrink it first"
+        )
+    if picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # 32 bits of unknown scale
+        raise InputError(f"{path} has 32-bit pixels, expected 8 or 16 bits; convert it to 8-bit PNG")
+    n_frames = getattr(picture, "n_frames", 1)
+    if n_frames > 1 and picture.format != "MPO":  # phones keep previews as further frames of an MPO
+        raise InputError(f"{path} has {n_frames} frames, expected one picture; save the frame you want")
+
+
+def _sixteen_bit(picture: Picture, path: Path) -> np.ndarray:
+    """(H, W) uint8 the upper bytes of 16-bit grey."""
+    values = np.asarray(picture)
+    if picture.has_transparency_data or values.min() < 0 or values.max() > 0xFFFF:
+        raise InputError(f"{path} has pixels of kind {picture.mode}, expected 8 or 16 bits; convert it to 8-bit PNG")
+    return (values.astype(np.int64) >> 8).astype(np.uint8)
+
+
+def _multiples(length: int, step: int, most: int) -> tuple[int, int]:
+    """The multiples of `step` below and above, or twice the same where one does not exist."""
+    below, above = length // step * step, -(-length // step) * step
+    return below or above, above if above <= most or not below else below
+
+
+def _by(height: int, width: int) -> str:
+    return f"{height}x{width}"
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image as pillow
+    except ImportError as error:
+        raise InputError(f"image files need the Pillow package ({error}); pip install armm[image]") from error
+    return pillow
