@@ -56,7 +56,8 @@ class Cursor:
         start: position of the open segment's first unit.
         payload: the open segment's symbols so far, decisions left out.
         n_total: symbols of the open segment, where the header tells; None where it does not.
-        unit_length: symbols of the open unit. last: a decision made it the last of its segment.
+        cut: the context was full before the document was complete.
+        unit_length: symbols still missing in the open unit. last: a decision made it the last of its segment.
     """
 
     stage: Stage
@@ -70,6 +71,7 @@ class Cursor:
     n_total: int | None = None
     unit_length: int = 0
     last: bool = False
+    cut: bool = False
 
     def slot(self) -> Slot:
         return Slot(self.stage, self.modality, len(self.coded) if self.stage == Stage.HEADER else 0)
@@ -208,8 +210,8 @@ class Grammar:
         self._stop_at_context(cursor)
 
     def _stop_at_context(self, cursor: Cursor) -> None:
-        if self.context is not None and cursor.position >= self.context:
-            cursor.stage = Stage.DONE
+        if self.context is not None and cursor.position >= self.context and cursor.stage != Stage.DONE:
+            cursor.stage, cursor.cut = Stage.DONE, True
 
     def decision_mask(self, name: str, index: Tensor) -> Tensor:
         """(*) index of units in their segments -> (*, K + 2) bool: which end decisions are possible.
@@ -246,6 +248,28 @@ class Grammar:
                 )
             if inside.numel() and not 0 <= int(inside.min()) <= int(inside.max()) < modality.vocab:
                 raise InputError(f"a segment of {segment.modality!r} has symbols outside [0, {modality.vocab})")
+            coded = modality.coded_header(segment.header) if modality.header_sizes else ()
+            inside_sizes = all(0 <= own < size for own, size in zip(coded, modality.header_sizes, strict=True))
+            if not inside_sizes or modality.header(coded) != segment.header:
+                raise InputError(
+                    f"a segment of {segment.modality!r} has the header {segment.header}, which its modality cannot code"
+                )
+            if not modality.ended and segment.length < segment.symbols.numel():
+                raise InputError(
+                    f"a segment of {segment.modality!r} ends after {segment.length} symbols, within a unit of "
+                    f"{modality.unit_symbols}; only modalities of coded length can"
+                )
+            coded = modality.coded_header(segment.header) if modality.header_sizes else ()
+            inside_sizes = all(0 <= own < size for own, size in zip(coded, modality.header_sizes, strict=True))
+            if not inside_sizes or modality.header(coded) != segment.header:
+                raise InputError(
+                    f"a segment of {segment.modality!r} has the header {segment.header}, which its modality cannot code"
+                )
+            if not modality.ended and segment.length < segment.symbols.numel():
+                raise InputError(
+                    f"a segment of {segment.modality!r} ends after {segment.length} symbols, within a unit of "
+                    f"{modality.unit_symbols}; only modalities of coded length can"
+                )
             expected = None if modality.ended else modality.n_units(segment.header)
             if expected is not None and segment.n_units != expected:
                 raise InputError(
@@ -357,7 +381,8 @@ class Grammar:
         present = unit < n_units[:, None]
         given = torch.tensor([segment.n_given for _, _, segment in placed])
         in_unit = (lengths[:, None] - unit * k).clamp(0, k)
-        ends = torch.where(unit == n_units[:, None] - 1, 1 + in_unit, 0) * modality.ended
+        cut = torch.tensor([segment.cut for _, _, segment in placed])[:, None]
+        ends = torch.where((unit == n_units[:, None] - 1) & ~cut, 1 + in_unit, 0) * modality.ended
         return SegmentBatch(
             symbols=symbols.view(n, u, k),
             known=(torch.arange(u * k) < lengths[:, None]).view(n, u, k),

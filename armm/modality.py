@@ -7,11 +7,12 @@ A plug-in subclasses `Modality` as a frozen dataclass, states an alphabet and tu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import nn
 
@@ -21,6 +22,15 @@ from armm.heads import CausalConv, Categorical, Head, HeadConfig, Unit
 from armm.sequence import Segment
 
 ENTRY_POINTS = "armm.modalities"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Something to look at or listen to: a str, a (H, W, 3) uint8 array, or a (T,) waveform in [-1, 1]."""
+
+    kind: Literal["text", "image", "audio"]
+    data: Any
+    sample_rate: int = 0
 
 
 class Modality(ABC):
@@ -95,6 +105,10 @@ class Modality(ABC):
     def save(self, raw: Any, path: Path) -> None:
         """Write raw data to a file."""
         path.write_text(f"{raw}\n", encoding="utf-8")
+
+    def preview(self, raws: Sequence[Any]) -> Preview:
+        """Several raw data side by side, for logs and reports."""
+        return Preview("text", "\n\n".join(str(raw) for raw in raws))
 
     # ----------------------------------------------------------------- sizes
 

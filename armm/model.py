@@ -101,7 +101,9 @@ class AutoregressiveModel(nn.Module):
             {n: nn.ModuleList(nn.Embedding(size, width) for size in sizes) for n, sizes in coded.items()}
         )
         # control symbols are keyed by name, so that a new modality adds a row and renumbers nothing
+        # (and a ParameterDict sorts its keys, so their order is kept apart)
         names = ["end", *(f"begin_{name}" for name in self.modalities)] if layout is None else []
+        self.control_names = names
         self.control_logits = nn.ParameterDict({n: nn.Parameter(torch.zeros(width + 1)) for n in names})
         self.control_embeddings = nn.ParameterDict({n: nn.Parameter(torch.randn(width) * 0.1) for n in names})
 
@@ -122,7 +124,7 @@ class AutoregressiveModel(nn.Module):
         index: (M,) the unit's number in its segment, which some end decisions depend on.
         """
         if slot.stage == Stage.CONTROL:
-            weight = torch.stack(list(self.control_logits.values()))
+            weight = torch.stack([self.control_logits[name] for name in self.control_names])
             return F.linear(context, weight[:, :-1], weight[:, -1]).float()
         if slot.stage == Stage.HEADER:
             fields = self.header_logits[slot.modality]
@@ -141,7 +143,7 @@ class AutoregressiveModel(nn.Module):
         Returns: (M, D), and (M, value_width) or None.
         """
         if slot.stage == Stage.CONTROL:
-            return torch.stack(list(self.control_embeddings.values()))[symbols[:, 0]], None
+            return torch.stack([self.control_embeddings[name] for name in self.control_names])[symbols[:, 0]], None
         if slot.stage == Stage.HEADER:
             tables = self.header_embeddings[slot.modality]
             assert isinstance(tables, nn.ModuleList)

@@ -25,6 +25,7 @@ class Segment:
         n_symbols: how many symbols there are; `None` for all `U * K`. Only the last unit may be partial.
         header: what a decoder must know before the payload, such as rows and columns of units.
         n_given: how many leading units are a condition: seen by the model, not scored and not trained on.
+        cut: a window of something longer: it does not end with its last unit.
     """
 
     modality: str
@@ -32,6 +33,7 @@ class Segment:
     n_symbols: int | None = None
     header: tuple[int, ...] = ()
     n_given: int = 0
+    cut: bool = False
 
     def __post_init__(self) -> None:
         if self.symbols.dim() != 2 or self.symbols.dtype != torch.int64:
@@ -40,7 +42,8 @@ class Segment:
                 f"got {tuple(self.symbols.shape)} {self.symbols.dtype}"
             )
         n_units, k = self.symbols.shape
-        if self.n_symbols is not None and not (n_units - 1) * k <= self.n_symbols <= n_units * k:
+        least = (n_units - 1) * k + 1 if n_units > 1 else 0  # one unit may be empty: how an empty segment is coded
+        if self.n_symbols is not None and not least <= self.n_symbols <= n_units * k:
             raise ValueError(
                 f"segment {self.modality!r}: {self.n_symbols} symbols do not end in the last of {n_units} units of {k}"
             )
@@ -58,9 +61,20 @@ class Segment:
         """(length,) the symbols in coding order, without padding."""
         return self.symbols.reshape(-1)[: self.length]
 
+    def window(self, first: int, n_units: int, n_given: int = 0) -> Segment:
+        """Some of its units, the first `n_given` of them as a condition."""
+        k, last = self.symbols.shape[1], min(first + n_units, self.n_units)
+        return replace(
+            self,
+            symbols=self.symbols[first:last],
+            n_symbols=min(self.length, last * k) - first * k,
+            n_given=n_given,
+            cut=self.cut or last < self.n_units,
+        )
+
     def as_condition(self) -> Segment:
         """The same segment, given rather than scored."""
-        return replace(self, n_given=self.n_units)
+        return replace(self, n_given=max(self.n_units, 1))  # an empty segment is coded as one empty unit
 
 
 Document = list[Segment]

@@ -239,7 +239,9 @@ class TransformerBackbone(Backbone):
         if self.config.position != "rope":
             return None
         e = self.config.head_width
-        frequency = self.config.rope_base ** (-torch.arange(0, e, 2, device=positions.device, dtype=torch.float32) / e)
+        # in this order of operations, so that LLaMA's own angles come out bit for bit
+        powers = torch.arange(0, e, 2, device=positions.device, dtype=torch.float32) / e
+        frequency = 1.0 / self.config.rope_base**powers
         return positions[..., None].float() * frequency
 
     def start(self, x: Tensor, positions: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,7 @@ def builtin_folder(kind: Literal["data", "recipes"]) -> Path:
 
 
 def load_script(path: Path) -> ModuleType:
-    """The Python file at `path` as a module that nobody else sees: it is not entered into `sys.modules`.
+    """The Python file at `path` as a module, run anew.
 
     Raises InputError: there is no such file.
     """
@@ -37,5 +38,6 @@ def load_script(path: Path) -> ModuleType:
     spec = spec_from_file_location(f"armm_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for their module there
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Downloads that torchvision and torchaudio do, made safe to fail: nothing half-written stays, and one line says why."""
+"""Downloads that torchvision and torchaudio do, made safe to fail: nothing half-written stays, one line says why."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from armm.errors import InputError
 
 FAILURES = (OSError, RuntimeError, EOFError, tarfile.TarError, zlib.error, http.client.HTTPException)
 TIMEOUT_SECONDS = 30.0
+
+
+def is_free(folder: Path, archive: str) -> bool:
+    """Whether a download may go to this folder: it is empty, or has the archive that the user put there to extract."""
+    return folder.is_dir() and (not any(folder.iterdir()) or (folder / archive).is_file())
 
 
 @contextmanager

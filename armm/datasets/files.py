@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,7 +44,7 @@ def existing(path: Path) -> Path:
     return path
 
 
-def list_files(folder: Path, suffixes: Iterable[str] = ()) -> list[Path]:
+def list_files(folder: Path, suffixes: Iterable[str] = (), left_out: Container[str] = ()) -> list[Path]:
     """Files in a folder and its sub-folders, sorted by their relative path.
 
     Hidden files and folders are left out. Links to folders are followed, each folder once.
@@ -52,6 +52,7 @@ def list_files(folder: Path, suffixes: Iterable[str] = ()) -> list[Path]:
     Args:
         folder: where.
         suffixes: endings with their dot, in any case; none for every file.
+        left_out: names of folders that are passed over.
 
     Raises InputError: a folder cannot be read.
     """
@@ -64,7 +65,9 @@ def list_files(folder: Path, suffixes: Iterable[str] = ()) -> list[Path]:
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(root)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        folders[:] = (
+            [] if real in seen else [name for name in folders if not name.startswith(".") and name not in left_out]
+        )
         if real not in seen:
             paths = (Path(root, name) for name in names if not name.startswith("."))
             found += [path for path in paths if not wanted or path.suffix.lower() in wanted]
@@ -131,7 +134,8 @@ def read_files(
                 _check_fit(path, modality, raw)
         except InputError as error:
             if on_error == "fail":
-                raise
+                others = "; or leave such files out by --data.on_error skip" if len(paths) > 1 else ""
+                raise InputError(f"{error}{others}") from error
             skipped.append(path)
             last_error = error
             continue

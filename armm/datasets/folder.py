@@ -50,9 +50,7 @@ class Folder(Source):
             raise InputError("no data: name a file or a folder with --data.path PATH")
         return self.load_instead_of("", modalities, path, on_error)
 
-    def load_instead_of(
-        self, wanted: str, modalities: Mapping[str, Modality], path: Path, on_error: OnError
-    ) -> Splits:
+    def load_instead_of(self, wanted: str, modalities: Mapping[str, Modality], path: Path, on_error: OnError) -> Splits:
         """The splits of the user's files, where a data set's own files were not found.
 
         Args:
@@ -67,7 +65,9 @@ class Folder(Source):
         if not files:
             endings = ", ".join(modality.suffixes)
             no = f"neither {wanted} nor a file" if wanted else "no file"
-            raise InputError(f"{path}: holds {no} that ends in {endings}; put data for {name!r} there or change the path")
+            raise InputError(
+                f"{path}: holds {no} that ends in {endings}; put data for {name!r} there or change the path"
+            )
         root = path.parent if path.is_file() else path
         labels = _labels(files, root) if LABEL in modalities and name != LABEL else {}
         items, skipped = read_files(name, modality, files, on_error, lambda file: labels.get(file, {}))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from armm.datasets.download import downloading
+from armm.datasets.download import downloading, is_free
 from armm.datasets.files import existing, reader
 from armm.datasets.folder import own_data
 from armm.datasets.idx import find_idx, read_idx
@@ -96,12 +96,13 @@ class Digits(Source):
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise InputError(f"the digits come with scikit-learn ({error}); pip install armm[datasets]") from error
-        digits = load_digits()
-        order = np.random.default_rng(0).permutation(len(digits.images))
-        images, labels = digits.images.astype(np.uint8)[order], digits.target[order]
+        pixels, classes = load_digits(return_X_y=True)
+        order = np.random.default_rng(0).permutation(len(pixels))
+        images, labels = np.asarray(pixels, dtype=np.uint8).reshape(-1, 8, 8)[order], np.asarray(classes)[order]
         cuts = [DIGITS_TRAIN, DIGITS_TRAIN + DIGITS_VAL]
         parts = zip(np.split(images, cuts), np.split(labels, cuts), strict=True)
-        return Splits(*(ArrayItems(name, *part) for part in parts))
+        train, val, test = (ArrayItems(name, *part) for part in parts)
+        return Splits(train, val, test)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ class Mnist(Source):
         images, labels = _read_pair(folder, "train")
         test_images, test_labels = _read_pair(folder, "t10k")
         if images.shape[1:] != test_images.shape[1:]:
-            raise InputError(f"{folder}: training images are {images.shape[1:]} pixels, test images {test_images.shape[1:]}")
+            raise InputError(
+                f"{folder}: training images are {images.shape[1:]} pixels, test images {test_images.shape[1:]}"
+            )
         if not 0 < self.val < len(images):
             raise InputError(f"data.source.val is {self.val}; expected 1 to {len(images) - 1} of the training images")
         name, image = _image(modalities, f"{folder}", images.shape[1:], channels=1)
@@ -149,10 +152,14 @@ class Mnist(Source):
             (test_images, test_labels),
         )
         if self.binary == "none":
-            return Splits(*(ArrayItems(name, image.quantise(part), classes) for part, classes in splits))
+            train, val, test = (ArrayItems(name, image.quantise(part), classes) for part, classes in splits)
+            return Splits(train, val, test)
         if image.levels != 2:
-            raise InputError(f"data.source.binary: dynamic makes 2 levels, {name}.levels is {image.levels}; set it to 2")
-        return Splits(*(BinarisedItems(name, *split, number) for number, split in enumerate(splits)))
+            raise InputError(
+                f"data.source.binary: dynamic makes 2 levels, {name}.levels is {image.levels}; set it to 2"
+            )
+        train, val, test = (BinarisedItems(name, *split, number) for number, split in enumerate(splits))
+        return Splits(train, val, test)
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ class TorchvisionImages(Source):
     """A set that torchvision downloads, into the path or `data/cifar10`, `data/fashionmnist` under the current folder.
 
     The last 5,000 training images are for validation; the 10,000 test images are the test. Nothing is downloaded if it
-    is there already. If the path has other images: your own data.
+    is there already. If the path has other files: your own data.
 
     Args:
         dataset: `CIFAR10`: 60,000 photographs, 32×32 RGB. `FashionMNIST`: 70,000 clothes, 28×28 grey.
@@ -169,15 +176,12 @@ class TorchvisionImages(Source):
     dataset: Literal["CIFAR10", "FashionMNIST"]
 
     def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
-        folder = Path("data") / self.dataset.lower() if path is None else path
-        if path is not None and path.exists() and not self._is_there(path) and _has_files(path):
+        folder = Path("data") / self.dataset.lower() if path is None else existing(path)
+        is_cifar = self.dataset == "CIFAR10"
+        is_there = (folder / "cifar-10-batches-py").is_dir() if is_cifar else _has_idx(folder)
+        if path is not None and not is_there and not is_free(path, CIFAR10_ARCHIVE):
             return own_data(f"{self.dataset} as torchvision keeps it", modalities, path, on_error)
-        return _cifar10(modalities, folder) if self.dataset == "CIFAR10" else _fashion_mnist(modalities, folder)
-
-    def _is_there(self, folder: Path) -> bool:
-        if self.dataset == "FashionMNIST":
-            return _has_idx(folder)
-        return any((folder / name).exists() for name in ("cifar-10-batches-py", CIFAR10_ARCHIVE))
+        return _cifar10(modalities, folder) if is_cifar else _fashion_mnist(modalities, folder)
 
 
 def _cifar10(modalities: Mapping[str, Modality], folder: Path) -> Splits:
@@ -206,31 +210,27 @@ def _fashion_mnist(modalities: Mapping[str, Modality], folder: Path) -> Splits:
     return Mnist().read(modalities, folder)
 
 
-def _torchvision_datasets():
+def _torchvision_datasets() -> Any:
     try:
         from torchvision import datasets
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # the latter two: a build for another torch
         raise InputError(f"torchvision cannot be imported ({error}); pip install armm[datasets]") from error
     return datasets
 
 
-def _image(
-    modalities: Mapping[str, Modality], what: str, size: tuple[int, ...], channels: int
-) -> tuple[str, Image]:
+def _image(modalities: Mapping[str, Modality], what: str, size: tuple[int, ...], channels: int) -> tuple[str, Image]:
     """The model's image modality, which takes images of this size and so many channels."""
     name, image = reader(modalities, ".png")
     if not isinstance(image, Image):
         raise InputError(f"{name}: {what} needs the image modality armm.Image, not {type(image).__name__}")
     if image.channels != channels:
         raise InputError(f"{name}.channels is {image.channels}, {what} has {channels}; set it to that")
-    if tuple(image.size or size) != tuple(size):
+    if image.size is not None and tuple(image.size) != tuple(size):
         wanted = " × ".join(map(str, size))
-        raise InputError(f"{name}.size is {list(image.size)}, the images of {what} are {wanted}; set it to {list(size)}")
+        raise InputError(
+            f"{name}.size is {list(image.size)}, the images of {what} are {wanted}; set it to {list(size)}"
+        )
     return name, image
-
-
-def _has_files(path: Path) -> bool:
-    return path.is_file() or any(path.iterdir())
 
 
 def _idx_folders(folder: Path) -> list[Path]:

@@ -17,11 +17,13 @@ from armm.modality import Modality
 SHAKESPEARE = Path("data/tinyshakespeare/input.txt")
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
-LEFT_OUT = frozenset(
-    # what is no part of the library, its tests, and files that a program wrote: tables and help texts
-    "site-packages dist-packages test tests idlelib lib2to3 ensurepip turtledemo pydoc_data encodings "
-    "__phello__ _bundled __pycache__".split()
-)
+MAX_MODULE_BYTES = 50_000
+"""Larger modules are left out, so that none of them is most of a split."""
+LEFT_OUT = {
+    # what is no part of the library, its tests, and what a program wrote: tables and help texts
+    *("site-packages", "dist-packages", "ensurepip", "test", "tests", "idlelib", "lib2to3", "turtledemo"),
+    *("pydoc_data", "encodings", "__phello__", "__pycache__"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Corpus(Source):
         name, modality = reader(modalities)
         if path is None and not SHAKESPEARE.is_file():
             raise InputError(
-                f"{SHAKESPEARE.resolve()}: not found; save {SHAKESPEARE_URL} there, or name your own text by --data.path"
+                f"{SHAKESPEARE.resolve()}: not found; save {SHAKESPEARE_URL} there, "
+                "or name your own text by --data.path"
             )
         file = SHAKESPEARE if path is None else _only_text(existing(path), modality)
         if file is None:
@@ -57,7 +60,7 @@ class Corpus(Source):
             raise InputError(
                 f"{file}: {len(text)} characters are too few to cut into training, validation and test; use more text"
             )
-        return Splits(*(ListOfItems([{name: part}]) for part in (train, val, test)))
+        return Splits(ListOfItems([{name: train}]), ListOfItems([{name: val}]), ListOfItems([{name: test}]))
 
 
 def _only_text(path: Path, modality: Modality) -> Path | None:
@@ -73,11 +76,12 @@ def _only_text(path: Path, modality: Modality) -> Path | None:
 class StandardLibrary(Source):
     """Built in: the sources of the running Python's standard library, with their docstrings.
 
-    Tests, bundled packages and generated tables are left out. A module belongs to the test where a hash of its path
-    says so (about one in 16), to the validation in as many cases, and else to the training. With a path: your own data.
+    Tests, bundled packages, generated tables and modules above 50 kB are left out. A hash of a module's path says
+    whether it belongs to the test (about one in 16), to validation (as many) or to training. With a path: your own
+    data.
 
     Args:
-        max_bytes: at most so many bytes of modules, taken in the order of another hash; the library has about 9 million.
+        max_bytes: at most so many bytes of modules, taken in the order of another hash.
     """
 
     max_bytes: int = 2_000_000
@@ -90,14 +94,14 @@ class StandardLibrary(Source):
         splits: tuple[list[Item], list[Item], list[Item]] = ([], [], [])
         n_bytes = 0
         for file in sorted(_modules(root), key=lambda file: _digest("order", file, root)):
-            source = file.read_bytes()
-            if n_bytes + len(source) > self.max_bytes or not source:
+            size = file.stat().st_size
+            if not 0 < size <= min(MAX_MODULE_BYTES, self.max_bytes - n_bytes):
                 continue
             try:
-                text = source.decode("utf-8")
-            except UnicodeDecodeError:
+                text = file.read_bytes().decode("utf-8")
+            except (OSError, UnicodeDecodeError):  # not a source after all
                 continue
-            n_bytes += len(source)
+            n_bytes += size
             bucket = _digest("split", file, root)[0] % 16
             splits[{0: 2, 1: 1}.get(bucket, 0)].append({name: text})
         if not n_bytes:
@@ -105,18 +109,15 @@ class StandardLibrary(Source):
         if not all(splits):
             raise InputError(
                 f"data.source.max_bytes {self.max_bytes} is too few for training, validation and test modules; "
-                "500000 is enough"
+                "1000000 are enough"
             )
         train, val, test = splits
         return Splits(ListOfItems(train), ListOfItems(val), ListOfItems(test))
 
 
 def _modules(root: Path) -> list[Path]:
-    return [
-        file
-        for file in list_files(root, [".py"])
-        if not LEFT_OUT.intersection(file.relative_to(root).parts) and not file.name.startswith("_sysconfigdata")
-    ]
+    files = list_files(root, [".py"], LEFT_OUT)
+    return [file for file in files if not file.name.startswith("_sysconfigdata")]  # written when Python was built
 
 
 def _digest(purpose: str, file: Path, root: Path) -> bytes:

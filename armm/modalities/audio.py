@@ -207,6 +207,8 @@ def _read_waveform(content: bytes, path: Path) -> tuple[np.ndarray, int, bool]:
         raise InputError(f"{path} is not a WAV, FLAC or OGG file, whatever its name says; convert it to one")
     if kind in (b"RIFF", b"RIFX"):
         _check_riff(content, path)
+    if kind == b"OggS":
+        _check_ogg(content, path)
     soundfile = _soundfile()
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
@@ -215,7 +217,7 @@ def _read_waveform(content: bytes, path: Path) -> tuple[np.ndarray, int, bool]:
     except (soundfile.SoundFileError, RuntimeError, ValueError, OSError) as error:
         reason = one_line(error).rpartition(">: ")[2]  # without the address of the buffer
         raise InputError(f"{path} is damaged or cut short: {reason}; fetch or save it again") from error
-    if len(samples) < n_promised or (kind == b"OggS" and not len(samples)):
+    if len(samples) < n_promised:
         raise InputError(
             f"{path} is damaged or cut short: {len(samples)} of {n_promised} samples are readable; fetch it again"
         )
@@ -236,6 +238,17 @@ def _check_riff(content: bytes, path: Path) -> None:
                 "save it again"
             )
         offset += 8 + size + size % 2
+
+
+def _check_ogg(content: bytes, path: Path) -> None:
+    """Refuse an OGG whose last page is not there or not the end; libsndfile reads what comes before (RFC 3533, 6)."""
+    offset, is_end = 0, False
+    while content[offset : offset + 4] == b"OggS" and offset + 27 <= len(content):
+        is_end = bool(content[offset + 5] & 4)
+        lengths = content[offset + 27 : offset + 27 + content[offset + 26]]
+        offset += 27 + content[offset + 26] + sum(lengths)
+    if offset > len(content) or not is_end:
+        raise InputError(f"{path} is damaged or cut short: its last page is missing; fetch or save it again")
 
 
 def _resample(waveform: np.ndarray, rate: int, wanted: int, path: Path) -> np.ndarray:

@@ -29,7 +29,7 @@ from armm.sequence import Segment
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none that runs another program, as EPS does
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none that runs another program, as EPS does
 MAX_PIXELS = 2**26
 SYMBOL_WIDTH = 8
 
@@ -329,10 +329,12 @@ def _read_picture(path: Path) -> Picture:
             return ImageOps.exif_transpose(picture)
     except InputError:
         raise
+    except pillow.DecompressionBombError:
+        raise InputError(f"{path} has more than {MAX_PIXELS:,} pixels; shrink it first") from None
     except UnidentifiedImageError:
         raise InputError(
-            f"{path} is not a picture in a known format, whatever its name says; expected PNG, JPEG, BMP, GIF, WebP, "
-            "TIFF or PPM"
+            f"{path} is damaged or not a picture, whatever its name says; expected PNG, JPEG, BMP, GIF, WebP, TIFF or "
+            "PPM; fetch it again or convert it"
         ) from None
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error on damaged data
         raise InputError(f"{path} is damaged or cut short: {one_line(error)}; fetch or save it again") from error

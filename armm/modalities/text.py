@@ -108,17 +108,10 @@ class Text(Modality):
     # ------------------------------------------------------------------ data
 
     def encode(self, raw: str | bytes) -> Segment:
-        """A text as symbols.
+        """A text as symbols; an empty one has no units.
 
         Raises InputError: the alphabet lacks a character of it, it is not UTF-8 where it has to be, or it is too long.
         """
-        segment = self.encode_prompt(raw)
-        if self.ended and segment.n_units == 0:
-            raise InputError(f"{self.name}: the text is empty; expected at least one {self.nats_per}")
-        return segment
-
-    def encode_prompt(self, raw: str | bytes) -> Segment:
-        """The beginning of a text, which may be empty."""
         if self.kind == "bytes":
             symbols = np.frombuffer(self._bytes(raw), dtype=np.uint8)
         elif self.kind == "chars":

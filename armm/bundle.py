@@ -1,0 +1,138 @@
+"""A trained model as a folder: `config.json`, `weights.safetensors`, and what its modalities learned. No pickle.
+
+A bundle is written beside its place and moved there whole, so there is never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+
+from armm.backbones import BackboneConfig
+from armm.errors import InputError
+from armm.modality import Modality
+from armm.model import AutoregressiveModel
+from armm.spec import from_spec, to_spec
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+
+
+def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] | None = None) -> Path:
+    """Write a bundle, replacing one that is there.
+
+    Args:
+        about: anything JSON-able to keep beside the model, such as its recipe and scores.
+
+    Raises InputError: the folder cannot be written, or holds something that is not a bundle.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds files that are not a bundle; choose another folder or empty it")
+    config = {
+        "format": FORMAT,
+        "armm": version("armm"),
+        "modalities": {name: to_spec(modality) for name, modality in model.modalities.items()},
+        "backbone": to_spec(model.backbone_config),
+        "layout": model.grammar.layout,
+        "context": model.grammar.context,
+        "files": {name: sorted(modality.files()) for name, modality in model.modalities.items()},
+        "about": about or {},
+    }
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        for name, modality in model.modalities.items():
+            for file, content in modality.files().items():
+                (beside / f"{name}.{file}").write_bytes(content)
+        save_model(model, str(beside / WEIGHTS))
+        (beside / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write the bundle: {error.strerror}; check the place and its space") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def find(place: str | Path) -> Path:
+    """The bundle that a user means: a bundle, a run folder with `model/`, or a folder of runs (the newest).
+
+    Raises InputError: there is none.
+    """
+    place = Path(place)
+    if not place.exists():
+        raise InputError(f"{place} does not exist; name a run folder, its model/ or a bundle (armm list shows runs)")
+    for candidate in (place, place / "model"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    versions = [path.parent.parent for path in place.glob(f"*/model/{CONFIG}")]
+    if versions:
+        return max(versions, key=lambda path: (len(path.name), path.name)) / "model"
+    raise InputError(f"{place} holds no model: expected {CONFIG} in it or in its model/ (armm list shows runs)")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A bundle's configuration.
+
+    Raises InputError: it is missing, broken, or of another format.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}; the bundle is damaged, write it again") from error
+    if not isinstance(config, dict) or "format" not in config:
+        raise InputError(f"{path} is not a bundle's configuration; expected the key 'format'")
+    if config["format"] != FORMAT:
+        raise InputError(
+            f"{path} has bundle format {config['format']!r}, this armm {version('armm')} reads format {FORMAT}; "
+            f"install the armm that wrote it ({config.get('armm', 'unknown')})"
+        )
+    missing = [key for key in ("modalities", "backbone", "layout", "context", "files") if key not in config]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}; the bundle is damaged, write it again")
+    return config
+
+
+def load(place: str | Path, device: str = "cpu") -> AutoregressiveModel:
+    """The model of a bundle, in evaluation mode.
+
+    Raises InputError: there is no bundle, or it is damaged or of another format.
+    """
+    folder = find(place)
+    config = read_config(folder)
+    modalities = {}
+    for name, spec in config["modalities"].items():
+        files = {}
+        for file in config["files"].get(name, []):
+            try:
+                files[file] = (folder / f"{name}.{file}").read_bytes()
+            except OSError as error:
+                raise InputError(f"{folder / f'{name}.{file}'} is missing; the bundle is not complete") from error
+        modality = from_spec(spec, Modality)
+        modalities[name] = modality.with_files(files) if files else modality
+    model = AutoregressiveModel(
+        modalities, from_spec(config["backbone"], BackboneConfig), config["layout"], config["context"]
+    )
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{path} is missing; the bundle is not complete, copy it again")
+    try:
+        load_model(model, str(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} does not hold this model's weights: {reason}; copy the bundle again") from error
+    return model.to(device).eval()

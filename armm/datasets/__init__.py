@@ -1,0 +1,33 @@
+"""Where data comes from: the user's folders, built-in sets, and sets that are downloaded or put in place."""
+
+from armm.datasets.baselines import bigram_bits, marginal_bits, unigram_bits
+from armm.datasets.builtin import builtin_folder
+from armm.datasets.folder import Folder
+from armm.datasets.images import Digits, Mnist, TorchvisionImages
+from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
+from armm.datasets.speech import SpeechCommands, SpokenDigits, YesNo
+from armm.datasets.synth import Synth
+from armm.datasets.texts import Corpus, StandardLibrary
+
+__all__ = [
+    "Corpus",
+    "Digits",
+    "Folder",
+    "Item",
+    "Items",
+    "ListOfItems",
+    "Mnist",
+    "OnError",
+    "Source",
+    "SpeechCommands",
+    "Splits",
+    "SpokenDigits",
+    "StandardLibrary",
+    "Synth",
+    "TorchvisionImages",
+    "YesNo",
+    "bigram_bits",
+    "builtin_folder",
+    "marginal_bits",
+    "unigram_bits",
+]

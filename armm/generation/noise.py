@@ -1,0 +1,52 @@
+"""Noise without a generator: Gumbel noise as a pure function of (seed, sample, position, symbol value).
+
+A sample is `argmax(logits + noise)` (the Gumbel-max trick), so it depends on nothing but the logits: not on the batch,
+its order, or what was drawn before. The hash is three rounds of SplitMix64's finaliser (Steele et al. 2014) on 64-bit
+integers, the same on every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wrapped(constant: int) -> int:
+    """An unsigned 64-bit constant as torch's signed integer."""
+    return constant - (1 << 64) if constant >= 1 << 63 else constant
+
+
+GOLDEN = wrapped(0x9E3779B97F4A7C15)
+MIX = (wrapped(0xBF58476D1CE4E5B9), wrapped(0x94D049BB133111EB))
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of int64 that scatters every bit."""
+    x = (x ^ _shifted(x, 30)) * MIX[0]
+    x = (x ^ _shifted(x, 27)) * MIX[1]
+    return x ^ _shifted(x, 31)
+
+
+def gumbel(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """Standard Gumbel noise for every value that the next symbol can take.
+
+    Args:
+        seed: any integer of 64 bits.
+        samples: (*) int64, the number of the sample within its request, never its place in a batch.
+        positions: (*) int64, of the symbol in its stream.
+        vocab: V.
+
+    Returns: (*, V) float32, finite.
+    """
+    key = mix(torch.full_like(samples, wrapped(seed % (1 << 64))) + GOLDEN)
+    key = mix(key ^ (samples + 1) * GOLDEN)
+    key = mix(key + (positions + 1) * GOLDEN)
+    values = torch.arange(1, vocab + 1, device=samples.device) * GOLDEN
+    bits = _shifted(mix(key[..., None] + values), 12)  # 52 bits: with the half below, never 0 and never 1
+    uniform = (bits.double() + 0.5) * 2.0**-52
+    return -torch.log(-torch.log(uniform)).float()

@@ -1,0 +1,137 @@
+"""What a run leaves behind: scores, a bundle that is always whole, and samples to look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from armm import bundle
+from armm.generation import generate
+from armm.model import AutoregressiveModel
+from armm.sequence import Document
+from armm.training.data import DataModule
+from armm.training.module import GenerativeModule
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that is never seen half-written."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+class Recorder(L.Callback):
+    """Keeps `model/` (a bundle) and `metrics.json` in the run's folder, at every validation, at the end and on Ctrl-C.
+
+    Args:
+        folder: of the run.
+        recipe: its name, for the record.
+        seed: of the run, for the record.
+    """
+
+    def __init__(self, folder: Path, recipe: str, seed: int | None) -> None:
+        self.folder, self.recipe, self.seed = folder, recipe, seed
+        self.interrupted = False
+        self._began = 0.0
+        self.training_seconds = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.training_seconds = time.perf_counter() - self._began
+        self.record(trainer, module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.training_seconds = time.perf_counter() - self._began
+            self.record(trainer, module)
+
+    def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.record(trainer, module)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and isinstance(module, GenerativeModule) and module.net:
+            self.interrupted = True
+            self.training_seconds = time.perf_counter() - self._began
+            self.record(trainer, module)
+
+    def record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the bundle and the scores so far."""
+        if not trainer.is_global_zero or not isinstance(module, GenerativeModule):
+            return
+        content = {
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "training_seconds": round(self.training_seconds, 2),
+            "n_parameters": module.model.n_parameters,
+            "symbols_seen": module.n_seen,
+            "steps": trainer.global_step,
+            "versions": {
+                **{name: version(name) for name in ("armm", "torch", "lightning")},
+                "python": platform.python_version(),
+            },
+            **module.metrics,
+        }
+        bundle.save(module.model, self.folder / "model", about=content)
+        write_json(self.folder / "metrics.json", content)
+
+
+class SampleLogger(L.Callback):
+    """Logs samples to TensorBoard at every validation.
+
+    Args:
+        n: how many. seed: of the samples; the same at every validation, so that they can be compared.
+        max_symbols: of each, where documents have no end of their own.
+    """
+
+    def __init__(self, n: int = 8, seed: int = 0, max_symbols: int = 400) -> None:
+        self.n, self.seed, self.max_symbols = n, seed, max_symbols
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not boards or not trainer.is_global_zero:
+            return
+        assert isinstance(module, GenerativeModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = conditions(data, self.n) if isinstance(data, DataModule) else None
+        grammar = module.model.grammar
+        limit = max(self.max_symbols, *(m.unit_symbols for m in grammar.modalities.values()))
+        fixed = all(not m.ended and m.n_units(m.header((0,) * len(m.header_sizes))) for m in grammar.modalities.values())
+        samples = generate(
+            module.model, self.n, prompts=prompts, seed=self.seed, max_symbols=None if fixed else limit, batch_size=self.n
+        )
+        log_samples(boards[0].experiment, module.model, [s.document for s in samples], trainer.global_step)
+
+
+def conditions(data: DataModule, n: int) -> list[Document] | None:
+    """The given segments of some validation documents, as prompts."""
+    if not data.conditions:
+        return None
+    documents = [data.val.document(index, index) for index in range(min(n, len(data.val)))]
+    return [[segment for segment in document if segment.modality in data.conditions] for document in documents]
+
+
+def log_samples(board: Any, model: AutoregressiveModel, documents: list[Document], step: int) -> None:
+    """Show the segments of documents, by modality."""
+    for name, modality in model.modalities.items():
+        segments = [segment for document in documents for segment in document if segment.modality == name]
+        if not segments:
+            continue
+        preview = modality.preview([modality.decode(segment) for segment in segments])
+        tag = f"samples/{name}"
+        if preview.kind == "image":
+            board.add_image(tag, preview.data, step, dataformats="HWC")
+        elif preview.kind == "audio":
+            board.add_audio(tag, torch.from_numpy(preview.data)[None], step, preview.sample_rate)
+        else:
+            board.add_text(tag, f"```\n{preview.data}\n```", step)

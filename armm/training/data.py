@@ -1,0 +1,273 @@
+"""From a source's raw items to batches: encode, crop, put in a reproducible order, collate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from armm.datasets import Items, ListOfItems, Source, Splits
+from armm.errors import InputError
+from armm.grammar import Grammar
+from armm.modality import Modality
+from armm.sequence import Batch, Document, Segment
+from armm.training.order import StatelessBatches
+
+Counts = dict[str, tuple[int, int]]
+"""By modality: how many natural units of bits, and of nats, the scored part of a batch has."""
+
+
+class Documents:
+    """A split as documents of a model.
+
+    Args:
+        conditions: modalities that are given, never scored.
+    """
+
+    def __init__(self, items: Items, grammar: Grammar, conditions: Sequence[str]) -> None:
+        self.items, self.grammar, self.conditions = items, grammar, set(conditions)
+        self._kept: dict[int, Document] | None = {} if isinstance(items, ListOfItems) else None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def document(self, index: int, draw: int) -> Document:
+        """Document `index`; items that are the same at every draw are encoded once."""
+        if self._kept is None:
+            return self._encode(self.items.item(index, draw))
+        if index not in self._kept:
+            self._kept[index] = self._encode(self.items.item(index, draw))
+        return self._kept[index]
+
+    def _encode(self, item: Mapping[str, Any]) -> Document:
+        names = self.grammar.layout or list(item)
+        document = []
+        for name in names:
+            if name not in item:
+                raise InputError(f"the data has no {name!r}, it has {', '.join(item)}; change the layout or the data")
+            segment = self.grammar.modalities[name].encode(item[name])
+            document.append(segment.as_condition() if name in self.conditions else segment)
+        return document
+
+
+def is_open_ended(segment: Segment, grammar: Grammar) -> bool:
+    """Whether a window of the segment is itself a segment: its header says nothing about its length."""
+    modality = grammar.modalities[segment.modality]
+    return modality.ended or modality.n_units(segment.header) is None
+
+
+def windows(document: Document, grammar: Grammar, size: int | None) -> list[Document]:
+    """A document as windows of at most `size` units, each unit scored once.
+
+    Windows start half a window apart and, but for the first, are scored on their second half only, so that every scored
+    unit has at least half a window before it.
+    """
+    long = [i for i, s in enumerate(document) if size and s.n_units > size and is_open_ended(s, grammar)]
+    if not long or size is None:
+        return [document]
+    at = max(long, key=lambda i: document[i].n_units)
+    whole, half = document[at], max(size // 2, 1)
+    pieces = []
+    for first in range(0, max(whole.n_units - half, 1), half):
+        n_given = max(whole.n_given - first, half if first else 0)
+        pieces.append([*document[:at], whole.window(first, size, n_given), *document[at + 1 :]])
+    return pieces
+
+
+def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> Document:
+    """A random window of at most `size` units of every segment that is longer and may be cut."""
+    if size is None:
+        return document
+    cropped = []
+    for number, segment in enumerate(document):
+        if segment.n_units > size and is_open_ended(segment, grammar):
+            generator = np.random.default_rng([draw, number])
+            segment = segment.window(int(generator.integers(0, segment.n_units - size + 1)), size)
+        cropped.append(segment)
+    return cropped
+
+
+def count(documents: Sequence[Document], modalities: Mapping[str, Modality]) -> Counts:
+    """How much the scored parts of documents are in the natural units of their modalities."""
+    counts: Counts = {}
+    for document in documents:
+        for segment in document:
+            modality = modalities[segment.modality]
+            bits, nats = counts.get(segment.modality, (0, 0))
+            if segment.n_given < segment.n_units:
+                scored = segment.window(segment.n_given, segment.n_units) if segment.n_given else segment
+                bits, nats = bits + modality.n_bits_per(scored), nats + modality.n_nats_per(scored)
+            counts[segment.modality] = (bits, nats)
+    return counts
+
+
+def spread(n: int, at_most: int | None) -> list[int]:
+    """Numbers below n, evenly spread; all of them where that is not too many."""
+    return np.linspace(0, n - 1, n if at_most is None else min(n, at_most), dtype=int).tolist()
+
+
+class TrainingSet(Dataset[Document]):
+    """Documents by (item, draw), cropped at random."""
+
+    def __init__(self, documents: Documents, size: int | None) -> None:
+        self.documents, self.size = documents, size
+
+    def __getitem__(self, key: tuple[int, int]) -> Document:
+        index, draw = key
+        return crop(self.documents.document(index, draw), self.documents.grammar, self.size, draw)
+
+
+class DataModule(L.LightningDataModule):
+    """Batches for training, validation and test.
+
+    Args:
+        source: where the data comes from.
+        path: your own file or folder, or where a downloaded set lies; the source's own place by default.
+        batch_size: documents per step.
+        crop: units of a training window of long texts and clips; all by default.
+        eval_window: units of a window when scoring long texts and clips; twice `crop` by default.
+        eval_batch_size: documents side by side when scoring.
+        conditions: modalities that are given, not scored: a label in `[label, image]`.
+        n_val: score at most so many documents or windows at each validation; all by default. The test is always whole.
+        on_error: an unreadable file ends the run (`fail`), or is left out and counted (`skip`).
+        num_workers: processes that load data; 0 loads in the main one.
+        seed: of the order, the crops and the augmentation.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        path: str | None = None,
+        batch_size: int = 32,
+        crop: int | None = None,
+        eval_window: int | None = None,
+        eval_batch_size: int = 64,
+        conditions: list[str] | None = None,
+        n_val: int | None = None,
+        on_error: Literal["fail", "skip"] = "fail",
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("crop", crop or 1)):
+            if value < 1:
+                raise InputError(f"data.{key} is {value}, it must be at least 1")
+        self.source, self.path = source, Path(path) if path is not None else None
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.crop, self.eval_window = crop, eval_window or (2 * crop if crop else None)
+        self.conditions, self.n_val = conditions or [], n_val
+        self.on_error: Literal["fail", "skip"] = on_error
+        self.num_workers, self.seed = num_workers, seed
+        self.splits: Splits | None = None
+        self.grammar: Grammar | None = None
+
+    # ------------------------------------------------------------ preparation
+
+    def fit_modalities(self, modalities: Mapping[str, Modality]) -> dict[str, Modality]:
+        """Load the data, and let the modalities learn their vocabularies from its training part.
+
+        Raises InputError: no data, or data that does not fit.
+        """
+        if self.splits is None:
+            self.splits = self.source.load(modalities, self.path, self.on_error)
+            for path in self.splits.skipped:
+                print(f"left out {path}")
+        train = self.splits.train
+
+        def raws(name: str) -> list[Any]:
+            items = (train.item(index, 0) for index in range(len(train)))
+            return [item[name] for item in items if name in item]
+
+        return {
+            name: modality.fit(raws(name)) if type(modality).fit is not Modality.fit else modality
+            for name, modality in modalities.items()
+        }
+
+    def attach(self, grammar: Grammar) -> None:
+        """Encode for models of this grammar from now on."""
+        for name in self.conditions:
+            if name not in grammar.modalities:
+                raise InputError(f"data.conditions names {name!r}; the modalities are {', '.join(grammar.names)}")
+        self.grammar = grammar
+        self.train = Documents(self._split("train"), grammar, self.conditions)
+        self.val = Documents(self._split("val"), grammar, self.conditions)
+        self.test = Documents(self._split("test"), grammar, self.conditions)
+
+    def _split(self, name: Literal["train", "val", "test"]) -> Items:
+        assert self.splits is not None, "fit_modalities comes first"
+        items: Items = getattr(self.splits, name)
+        if not len(items):
+            raise InputError(f"the {name} split of the data is empty; give more data or another split")
+        return items
+
+    def unigram(self, name: str, n_items: int = 200) -> torch.Tensor:
+        """(V,) log-frequency, with one added to each count, of a modality's symbols in some of the training data."""
+        assert self.grammar is not None, "attach comes first"
+        vocab = self.grammar.modalities[name].vocab
+        counts = torch.ones(vocab)
+        for index in spread(len(self.train), n_items):
+            for segment in self.train.document(index, index):
+                if segment.modality == name:
+                    counts += torch.bincount(segment.flat(), minlength=vocab)
+        return (counts / counts.sum()).log()
+
+    # ---------------------------------------------------------------- loaders
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.grammar is not None, "attach comes first"
+        lengths, repeats = [], []
+        ragged = any(m.ended for m in self.grammar.modalities.values()) or self.grammar.layout is None
+        known = isinstance(self.train.items, ListOfItems)
+        for index in range(len(self.train)):
+            document = self.train.document(index, index) if known or index == 0 else None
+            n_units = max((s.n_units for s in document), default=0) if document else 1
+            repeats.append(max(1, round(n_units / self.crop)) if self.crop and known else 1)
+            lengths.append(min(n_units, self.crop or n_units))
+        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        order = StatelessBatches(
+            repeats, self.batch_size, self.seed, lengths if ragged and known else None, rank, n_ranks
+        )
+        return DataLoader(
+            TrainingSet(self.train, self.crop),
+            batch_sampler=order,
+            collate_fn=Collate(self.grammar),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._scored(self.val, self.n_val)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._scored(self.test, None)
+
+    def _scored(self, documents: Documents, at_most: int | None) -> DataLoader[Any]:
+        """Every unit once, documents of like length together."""
+        assert self.grammar is not None, "attach comes first"
+        pieces = [
+            piece
+            for index in spread(len(documents), at_most)
+            for piece in windows(documents.document(index, index), self.grammar, self.eval_window)
+        ]
+        pieces = [pieces[i] for i in spread(len(pieces), at_most)]
+        pieces.sort(key=lambda piece: sum(segment.n_units for segment in piece))
+        # the loader takes any sequence
+        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))  # type: ignore[arg-type]
+
+
+class Collate:
+    """Documents to (batch, counts); picklable for worker processes."""
+
+    def __init__(self, grammar: Grammar, counted: bool = False) -> None:
+        self.grammar, self.counted = grammar, counted
+
+    def __call__(self, documents: list[Document]) -> tuple[Batch, Counts]:
+        counts = count(documents, self.grammar.modalities) if self.counted else {}
+        return self.grammar.collate(documents), counts
+
+

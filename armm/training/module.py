@@ -1,0 +1,191 @@
+"""One LightningModule for every modality: the loss is nats per symbol, the metrics are bits in natural units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from armm.backbones import BackboneConfig, Transformer
+from armm.errors import InputError
+from armm.modality import Modality
+from armm.model import AutoregressiveModel, LogProbs
+from armm.sequence import Batch
+from armm.training.data import Counts, DataModule
+from armm.training.optim import Optimization, build
+
+
+class GenerativeModule(L.LightningModule):
+    """Trains any combination of modalities, heads and backbone.
+
+    Args:
+        modalities: by name. A modality that learns a vocabulary learns it from the training data.
+        backbone: which backbone.
+        layout: the modalities of every document, in order; none for free documents.
+        context: at most so many units in a document; no limit by default.
+        optimization: rates, decay and schedule.
+        weights: of each modality's symbols in the loss; 1 by default.
+    """
+
+    def __init__(
+        self,
+        modalities: dict[str, Modality],
+        backbone: BackboneConfig = Transformer(),  # noqa: B008 - frozen
+        layout: list[str] | None = None,
+        context: int | None = None,
+        optimization: Optimization = Optimization(),  # noqa: B008 - frozen
+        weights: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.modalities: Mapping[str, Modality] = modalities
+        self.backbone_config, self.layout, self.context = backbone, layout, context
+        self.optimization, self.weights = optimization, weights or {}
+        for name, weight in self.weights.items():
+            if name not in modalities or weight < 0:
+                raise InputError(f"weights.{name} is {weight}; name a modality and give it a weight of at least 0")
+        self.net: AutoregressiveModel | None = None
+        self.n_seen = 0
+        self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
+        self._window_count = torch.zeros(())
+        self._sums: dict[str, list[float]] = {}
+
+    @property
+    def model(self) -> AutoregressiveModel:
+        """The model; there once the data has been seen, since a vocabulary may come from it."""
+        assert self.net is not None, "the model is built when fit, validate or test begins"
+        return self.net
+
+    # -------------------------------------------------------------- set-up
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, DataModule), "train with armm.training.DataModule"
+        if self.net is None:
+            fitted = data.fit_modalities(self.modalities)
+            self.net = AutoregressiveModel(fitted, self.backbone_config, self.layout, self.context)
+            data.attach(self.net.grammar)
+            for name in fitted:
+                self.net.head(name).set_unigram(data.unigram(name))
+        elif data.grammar is None:
+            data.fit_modalities(self.model.modalities)
+            data.attach(self.model.grammar)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build(self.model, self.optimization)
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, self.optimization.factor(n_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ------------------------------------------------------------ training
+
+    def loss_sum(self, batch: Batch, nats: LogProbs) -> tuple[Tensor, Tensor]:
+        """Weighted nats of everything that is scored, and the weighted number of symbols."""
+        total = -nats.control.sum()
+        n_symbols = torch.tensor(float(nats.control.numel()), device=total.device)
+        for name, segment in batch.segments.items():
+            weight = self.weights.get(name, 1.0)
+            total = total - weight * (nats.payload[name] * segment.weights[..., None]).sum()
+            n_symbols = n_symbols + weight * segment.scored().sum()
+            for structure, scale in ((nats.decisions, segment.weights), (nats.headers, segment.weights[:, :1])):
+                if name in structure:
+                    total = total - weight * (structure[name] * scale).sum()
+        return total, n_symbols
+
+    def training_step(self, data: tuple[Batch, Counts], index: int) -> Tensor:
+        batch, _ = data
+        total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch))
+        self._window_count = self._window_count.to(n_symbols) + n_symbols.detach()
+        self.n_seen += int(sum(segment.known.sum() for segment in batch.segments.values()))
+        self.log("train/nats", (total / n_symbols).detach(), prog_bar=True, batch_size=batch.n_rows)
+        # the sum, here; `on_before_optimizer_step` divides by the count of the whole step. The factor undoes the
+        # Trainer's division by the number of accumulated batches. Embedders of absent modalities join at weight 0.
+        idle = sum(p.sum() for name, p in self.model.named_parameters() if self._is_idle(name, batch)) if self._many() else 0
+        return (total + 0.0 * idle) * self.trainer.accumulate_grad_batches
+
+    def _many(self) -> bool:
+        return self.trainer.world_size > 1
+
+    def _is_idle(self, name: str, batch: Batch) -> bool:
+        """Whether a parameter took no part in a batch; with several ranks every one must have a gradient."""
+        parts = name.split(".")
+        owners = ("embedders", "heads", "values", "decisions", "header_logits", "header_embeddings")
+        return parts[0] in owners and parts[1] not in batch.segments
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn the gradient of the step's summed nats into that of its mean, over all accumulated batches and ranks."""
+        n_symbols = self._window_count
+        if self.trainer.world_size > 1:
+            n_symbols = self.trainer.strategy.reduce(n_symbols, reduce_op="mean")  # gradients are averaged over ranks
+        assert isinstance(n_symbols, Tensor)
+        scale = 1.0 / n_symbols.clamp(min=1)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+        self._window_count = torch.zeros((), device=self.device)
+
+    # ------------------------------------------------------------- scoring
+
+    def _score(self, data: tuple[Batch, Counts]) -> None:
+        batch, counts = data
+        nats = self.model.log_prob(batch)
+        for name, segment in batch.segments.items():
+            n_bits, n_nats = counts.get(name, (0, 0))
+            total = -float((nats.payload[name] * segment.weights[..., None]).double().sum())
+            self._add(name, total, n_bits, n_nats)
+        _, structure = nats.scored(batch)
+        if nats.decisions or nats.headers or nats.control.numel():
+            self._add("structure", float(structure), batch.n_rows, batch.n_rows)
+
+    def _add(self, name: str, nats: float, n_bits: int, n_nats: int) -> None:
+        sums = self._sums.setdefault(name, [0.0, 0.0, 0.0])
+        for i, value in enumerate((nats, n_bits, n_nats)):
+            sums[i] += value
+
+    def _finish(self, split: str) -> None:
+        results: dict[str, dict[str, float]] = {}
+        for name, sums in self._sums.items():
+            if self.trainer.world_size > 1:
+                sums = self.trainer.strategy.reduce(torch.tensor(sums, device=self.device), reduce_op="sum").tolist()  # type: ignore[union-attr]
+            nats, n_bits, n_nats = sums
+            if not n_bits:
+                continue
+            if name == "structure":
+                results[name] = {"bits_per_document": nats / math.log(2) / n_bits}
+                continue
+            modality = self.model.modalities[name]
+            results[name] = {
+                f"bits_per_{modality.bits_per}": nats / math.log(2) / n_bits,
+                f"nats_per_{modality.nats_per}": nats / n_nats,
+            }
+        self._sums = {}
+        self.metrics[split] = results
+        for name, values in results.items():
+            for key, value in values.items():
+                self.log(f"{split}/{name}/{key}", value, prog_bar=key.startswith("bits") and name != "structure")
+
+    def validation_step(self, data: tuple[Batch, Counts], index: int) -> None:
+        self._score(data)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def test_step(self, data: tuple[Batch, Counts], index: int) -> None:
+        self._score(data)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    # ---------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["n_seen"] = self.n_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.n_seen = checkpoint.get("n_seen", 0)
+
+
