@@ -130,7 +130,7 @@ def _tone(
         else:
             partial = np.exp(-instrument.decay * (1 + instrument.damping * (ratio - 1)) * seconds) * swell
         tone += amplitude * partial * np.sin(2 * np.pi * ratio * cycles)
-    tone += instrument.breath * swell * rng.standard_normal(len(seconds))
+    tone += instrument.breath * swell * _breath(len(seconds), rng)
     return tone * _release(seconds)
 
 
@@ -142,10 +142,16 @@ def _sing(label: str, n_samples: int, sample_rate: int, rng: np.random.Generator
     glide = 1 / (1 + np.exp(-(seconds - seconds[-1] / 2) / 0.02)) if rng.random() < 0.5 else np.zeros(n_samples)
     frequency = first * (second / first) ** glide
     cycles, top = _cycles(frequency, 0.4, seconds, sample_rate, rng)
-    source = _glottis(cycles, int(HIGHEST * sample_rate / top)) + 0.01 * rng.standard_normal(n_samples)
-    source *= np.minimum(1, seconds / 0.05) * _release(seconds)
+    source = _glottis(cycles, int(HIGHEST * sample_rate / top)) + 0.01 * _breath(n_samples, rng)
+    source *= np.minimum(1, seconds / 0.05)
     formants, bandwidths = VOWELS[label]
-    return _resonate(source, [tract * formant for formant in formants], bandwidths, sample_rate)
+    sung = _resonate(source, [tract * formant for formant in formants], bandwidths, sample_rate)
+    return sung * _release(seconds)
+
+
+def _breath(n_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise, from a stream of its own: what is played next must not depend on the sample rate."""
+    return rng.spawn(1)[0].standard_normal(n_samples)
 
 
 def _note(lowest: float, highest: float, rng: np.random.Generator) -> float:

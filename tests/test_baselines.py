@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_bigram_equals_a_dense_table_of_counts():
     bits = []
     for stream in test:
         bits.append(-np.log2(single[stream[0]] / single.sum()))
-        bits += [-np.log2(table[a, b] / table[a].sum()) for a, b in zip(stream[:-1], stream[1:], strict=True)]
+        bits += [-np.log2(table[a, b] / table[a].sum()) for a, b in pairwise(stream)]
     assert bigram_bits(train, test, vocab=7) == pytest.approx(np.mean(bits))
 
 

@@ -84,6 +84,7 @@ def test_awkward_unicode_is_not_normalised(bpe: Text, string: str) -> None:
 
 @few
 @given(st.text(alphabet="ab \n\r\t\u3000\x1c.é", max_size=200))
+@example("a\n    return a")
 def test_cutting_long_texts_into_pieces_changes_no_token(bpe: Text, tail: str) -> None:
     assert bpe.tokenizer is not None
     string = "the\n" * (PIECE // 4) + tail + "\nmat\n" + tail * 3

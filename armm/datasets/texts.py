@@ -43,7 +43,7 @@ class Corpus(Source):
 
     def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
         check_fractions(self.val, self.test, test_may_be_zero=True)
-        name, modality = reader(modalities)
+        name, modality = reader(modalities, ".txt")
         if path is None and not SHAKESPEARE.is_file():
             raise InputError(
                 f"{SHAKESPEARE.resolve()}: not found; save {SHAKESPEARE_URL} there, "
@@ -89,7 +89,7 @@ class StandardLibrary(Source):
     def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
         if path is not None:
             return own_data("", modalities, path, on_error)
-        name, _ = reader(modalities)
+        name, _ = reader(modalities, ".txt")
         root = Path(sysconfig.get_paths()["stdlib"])
         splits: tuple[list[Item], list[Item], list[Item]] = ([], [], [])
         n_bytes = 0

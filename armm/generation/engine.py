@@ -71,6 +71,7 @@ def generate(
     n: int = 1,
     *,
     prompts: Sequence[Document] | None = None,
+    prompt_complete: bool = False,
     plan: Sequence[str] | None = None,
     seed: int = 0,
     filters: Sequence[Filter] = (),
@@ -82,8 +83,8 @@ def generate(
 
     Args:
         n: how many.
-        prompts: segments to begin with; the last one is continued where it is not complete. Sample k takes prompt k modulo
-            their number.
+        prompts: segments to begin with; the last one is continued. Sample k takes prompt k modulo their number.
+        prompt_complete: the last segment of a prompt ends where it ends, and something else follows.
         plan: for models of free documents, the modalities that the document shall have, in order, prompt included. Only
             control symbols are forced.
         seed: with the number of the sample, all that the result depends on.
@@ -104,7 +105,7 @@ def generate(
     if max_symbols is not None and max_symbols < 1:
         raise InputError(f"max_symbols is {max_symbols}, ask for at least 1 symbol")
     forced = check_plan(model, plan)
-    streams = [prompt_stream(model, prompt) for prompt in prompts or [[]]]
+    streams = [prompt_stream(model, prompt, prompt_complete) for prompt in prompts or [[]]]
     if max_symbols is None and not ends_by_itself(model):
         raise InputError("documents of this model end at no length of their own; set max_symbols")
     training = model.training
@@ -128,7 +129,7 @@ def ends_by_itself(model: AutoregressiveModel) -> bool:
     return all(m.ended or m.n_units(m.header((0,) * len(m.header_sizes))) is not None for m in modalities)
 
 
-def prompt_stream(model: AutoregressiveModel, prompt: Document) -> list[int]:
+def prompt_stream(model: AutoregressiveModel, prompt: Document, complete: bool = False) -> list[int]:
     """The stream of a prompt; none for an empty one.
 
     Raises InputError: it names other modalities than the model's, or leaves no room in the context.
@@ -145,7 +146,8 @@ def prompt_stream(model: AutoregressiveModel, prompt: Document) -> list[int]:
         raise InputError(
             f"the prompt has {n_units} units, the model's context is {grammar.context}; shorten the prompt"
         )
-    return grammar.flatten(prompt, open_end=True)
+    stream = grammar.flatten(prompt, open_end=not complete)
+    return stream[:-1] if complete and grammar.layout is None else stream  # without the symbol that ends a document
 
 
 def check_plan(model: AutoregressiveModel, plan: Sequence[str] | None) -> list[int] | None:

@@ -142,7 +142,9 @@ class LogisticMixtureDistribution(Distribution):
 
     def _parameters_of(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log-weights (*, M), means and log-scales (*, C, M), couplings (*, C(C-1)/2, M)."""
-        out = self.out(features).float().unflatten(-1, (-1, self.n_components))
+        # the weights may be bfloat16, the arithmetic is not
+        out = F.linear(features.float(), self.out.weight.float(), self.out.bias.float())
+        out = out.unflatten(-1, (-1, self.n_components))
         weights, means, scales, couplings = out.split([1, self.channels, self.channels, self.n_couplings], dim=-2)
         return weights.squeeze(-2).log_softmax(-1), means, scales, couplings.tanh()
 
@@ -167,7 +169,7 @@ class LogisticMixtureDistribution(Distribution):
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
     def logits(self, features: Tensor, earlier: Tensor) -> Tensor:
-        weights, means, scales, couplings = self._parameters_of(features.float())
+        weights, means, scales, couplings = self._parameters_of(features)
         values = self.centres[earlier]
         channel = earlier.shape[-1]
         for c in range(channel):
@@ -181,7 +183,7 @@ class LogisticMixtureDistribution(Distribution):
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
     def log_prob(self, features: Tensor, symbols: Tensor) -> Tensor:
-        weights, means, scales, couplings = self._parameters_of(features.float())
+        weights, means, scales, couplings = self._parameters_of(features)
         values = self.centres[symbols]
         joint, before = weights, torch.zeros_like(weights[..., 0])
         channels = []

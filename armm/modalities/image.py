@@ -321,9 +321,7 @@ def _read_picture(path: Path) -> Picture:
             warnings.simplefilter("ignore")
             picture = pillow.open(io.BytesIO(content), formats=FORMATS)
             _check_frame(picture, path)
-            picture.verify()  # checksums; the picture cannot be used after it
-            picture = pillow.open(io.BytesIO(content), formats=FORMATS)
-            picture.load()
+            picture.load()  # to the last pixel, checksums too
             if picture.format == "PNG" and b"IEND\xaeB`\x82" not in content:
                 raise OSError("its end is missing")
             return ImageOps.exif_transpose(picture)

@@ -119,21 +119,24 @@ def leaves(grammar: Grammar, limit: int) -> list[list[int]]:
 
 def places(grammar: Grammar, documents: Sequence[Document]) -> list[list[Place]]:
     """Of every symbol of every document, in a batch of these documents."""
-    numbers = dict.fromkeys(["", *grammar.names], -1)  # of the segment last begun, and of the control unit
+    n_controls, n_segments = 0, dict.fromkeys(grammar.names, 0)
     rows = []
     for document in documents:
-        cursor, row, begun = grammar.start(), [], -1
+        numbers = []
+        for segment in document:
+            numbers.append(n_segments[segment.modality])
+            n_segments[segment.modality] += 1
+        cursor, row = grammar.start(), []
         for symbol in grammar.flatten(document):
             slot = cursor.slot()
             if slot.stage == Stage.CONTROL:
-                numbers[""] += 1
-            elif begun < len(cursor.closed):  # the first symbol of a segment
-                numbers[slot.modality] += 1
-                begun = len(cursor.closed)
-            payload = slot.stage in (Stage.PAYLOAD, Stage.DECISION)
-            unit = cursor.position - cursor.start if payload else 0
-            k = grammar.modalities[slot.modality].unit_symbols if slot.modality else 1
-            row.append(Place(slot, cursor.position, numbers[slot.modality], unit, len(cursor.payload) % k))
+                row.append(Place(slot, cursor.position, n_controls, 0, 0))
+                n_controls += 1
+            else:
+                payload = slot.stage in (Stage.PAYLOAD, Stage.DECISION)
+                unit = cursor.position - cursor.start if payload else 0
+                within = len(cursor.payload) % grammar.modalities[slot.modality].unit_symbols
+                row.append(Place(slot, cursor.position, numbers[len(cursor.closed)], unit, within))
             grammar.push(cursor, symbol)
         rows.append(row)
     return rows

@@ -1,0 +1,98 @@
+"""The command line: `armm train | generate | score | list | check-modality | demo`.
+
+A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit code 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+from armm.errors import InputError
+
+
+def train(arguments: list[str]) -> int:
+    try:
+        import jsonargparse  # noqa: F401
+        import lightning  # noqa: F401
+    except ImportError as error:
+        raise InputError(f'training needs {error.name}: pip install "armm[train]"') from error
+    from armm.training.command import train
+
+    return train(arguments)
+
+
+def generate(arguments: list[str]) -> int:
+    from armm.commands.generate import run
+
+    return run(arguments)
+
+
+def score(arguments: list[str]) -> int:
+    from armm.commands.score import run
+
+    return run(arguments)
+
+
+def list_(arguments: list[str]) -> int:
+    from armm.commands.listing import run
+
+    return run(arguments)
+
+
+def check_modality(arguments: list[str]) -> int:
+    from armm.commands.check import run
+
+    return run(arguments)
+
+
+def demo(arguments: list[str]) -> int:
+    from armm.demo.command import run
+
+    return run(arguments)
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (train, "train a recipe: armm train image/digits --trainer.max_steps 500"),
+    "generate": (generate, "sample from a trained model: armm generate RUN --n 16 --out samples/"),
+    "score": (score, "bits of files under a model: armm score RUN FILE..."),
+    "list": (list_, "modalities, recipes and runs"),
+    "check-modality": (check_modality, "run the library's laws on a modality: armm check-modality my_pkg.MyModality"),
+    "demo": (demo, "train and sample text, images and audio in minutes, and write a report"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name:<15} {text}" for name, (_, text) in COMMANDS.items())
+    root = argparse.ArgumentParser(
+        prog="armm",
+        description="Multimodal autoregressive generation: text, images and audio on one backbone.",
+        epilog=f"commands:\n{lines}\n\narmm COMMAND --help documents each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"armm {version('armm')}")
+    root.add_argument("command", choices=list(COMMANDS), metavar="COMMAND")
+    return root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser().print_help()
+        return 2
+    chosen = parser().parse_args(arguments[:1])
+    try:
+        return COMMANDS[chosen.command][0](arguments[1:])
+    except InputError as error:
+        print(f"armm {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\narmm {chosen.command}: stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

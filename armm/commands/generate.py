@@ -1,0 +1,124 @@
+"""`armm generate RUN`: sample documents and write them as files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from armm import bundle
+from armm.commands.prompting import parse_prompts
+from armm.errors import InputError
+from armm.generation import Filter, Sample, generate, temperature, top_k, top_p
+from armm.generation.engine import ends_by_itself
+from armm.model import AutoregressiveModel
+
+DEFAULT_LENGTH = 1000  # symbols, for models whose documents have no end of their own
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="armm generate", description="Sample from a trained model.")
+    p.add_argument("run", help="a run folder, its model/, or a bundle")
+    p.add_argument("--n", type=int, default=1, help="how many samples (default 1)")
+    p.add_argument("--seed", type=int, default=0, help="with the number of a sample, all that it depends on (default 0)")
+    p.add_argument("--temperature", type=float, default=1.0, help="0 is greedy, 1 samples the model (default 1)")
+    p.add_argument("--top-k", type=int, help="keep the k most probable symbols")
+    p.add_argument("--top-p", type=float, help="keep the fewest symbols with this probability in all")
+    p.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="[NAME=]VALUE",
+        help="what a sample begins with: a text, a label, the file of an image's top rows or of a clip's first seconds; "
+        "NAME where the model has several modalities; repeat for several segments",
+    )
+    p.add_argument("--prompt-complete", action="store_true", help="the last prompt is whole; something else follows it")
+    p.add_argument("--plan", help="the modalities of a free document in order, such as text,image")
+    p.add_argument("--max-symbols", type=int, help=f"at most so many new symbols (default {DEFAULT_LENGTH} where needed)")
+    p.add_argument("--batch-size", type=int, default=16, help="samples side by side; changes the speed only (default 16)")
+    p.add_argument("--out", type=Path, default=Path("samples"), help="folder for the files (default samples/)")
+    p.add_argument("--device", default="cpu", help="where to run, such as cuda (default cpu)")
+    return p
+
+
+def run(arguments: list[str]) -> int:
+    """Run `armm generate`.
+
+    Raises InputError: whatever is not right about the model, the prompt or the options.
+    """
+    options = parser().parse_args(arguments)
+    filters: list[Filter] = [temperature(options.temperature)]
+    if options.top_k is not None:
+        filters.append(top_k(options.top_k))
+    if options.top_p is not None:
+        filters.append(top_p(options.top_p))
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file; name a folder")
+    model = bundle.load(options.run, options.device)
+    prompt = parse_prompts(model, options.prompt)
+    limit = options.max_symbols
+    if limit is None and not ends_by_itself(model):
+        limit = DEFAULT_LENGTH
+    samples = generate(
+        model,
+        options.n,
+        prompts=[prompt],
+        prompt_complete=options.prompt_complete,
+        plan=options.plan.split(",") if options.plan else None,
+        seed=options.seed,
+        filters=filters,
+        max_symbols=limit,
+        batch_size=options.batch_size,
+    )
+    began, kept, n_symbols = time.perf_counter(), [], 0
+    for sample in samples:
+        write(model, sample, options.out, options.seed)
+        kept.append(sample)
+        n_symbols += len(sample.log_probs)
+        if sys.stderr.isatty():
+            print(f"\r{len(kept)} of {options.n}", end="", file=sys.stderr, flush=True)
+    seconds = time.perf_counter() - began
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
+    show(model, kept, options.out)
+    rate = n_symbols / max(seconds, 1e-9)
+    print(f"{len(kept)} samples, {n_symbols:,} symbols in {seconds:.1f} s ({rate:,.0f} a second), in {options.out}")
+    return 0
+
+
+def write(model: AutoregressiveModel, sample: Sample, folder: Path, seed: int) -> list[Path]:
+    """One file for every segment that was generated, at least in part."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        several = sum(model.modalities[segment.modality].suffixes != () for segment in sample.document) > 1
+        for number, segment in enumerate(sample.document):
+            modality = model.modalities[segment.modality]
+            if len(sample.document) > 1 and not modality.suffixes:
+                continue  # a label beside an image has no file of its own
+            middle = f"-{number}-{segment.modality}" if several else ""
+            path = folder / f"{seed}-{sample.index:04d}{middle}{modality.suffix}"
+            beside = folder / f".{os.getpid()}{modality.suffix}"
+            modality.save(modality.decode(segment), beside)
+            beside.replace(path)
+            written.append(path)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write samples: {error.strerror}; check the place and its space") from error
+    return written
+
+
+def show(model: AutoregressiveModel, samples: list[Sample], folder: Path) -> None:
+    """Print generated text; lay generated images out in one picture."""
+    for name, modality in model.modalities.items():
+        segments = [segment for sample in samples for segment in sample.document if segment.modality == name]
+        if not segments or not modality.suffixes:
+            continue
+        preview = modality.preview([modality.decode(segment) for segment in segments])
+        if preview.kind == "text":
+            print(preview.data)
+        elif preview.kind == "image" and len(segments) > 1:
+            from PIL import Image
+
+            Image.fromarray(preview.data).save(folder / f"{name}-grid.png")

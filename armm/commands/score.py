@@ -1,0 +1,84 @@
+"""`armm score RUN FILE...`: how many bits a model needs for files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from armm import bundle
+from armm.commands.prompting import modality_for, parse_prompts
+from armm.errors import InputError
+from armm.model import AutoregressiveModel
+from armm.sequence import Document
+from armm.windows import windows
+
+WINDOW = 1024  # units of a window of documents that are longer than the model's context
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="armm score", description="Bits of files under a model.")
+    p.add_argument("run", help="a run folder, its model/, or a bundle")
+    p.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    p.add_argument(
+        "--given", action="append", default=[], metavar="NAME=VALUE", help="what comes before, unscored, such as label=3"
+    )
+    p.add_argument(
+        "--window",
+        type=int,
+        help=f"units of a window of longer files, scored on its second half; the context, or {WINDOW}",
+    )
+    p.add_argument("--json", action="store_true", help="print one JSON object per file")
+    p.add_argument("--device", default="cpu", help="where to run, such as cuda (default cpu)")
+    return p
+
+
+def run(arguments: list[str]) -> int:
+    """Run `armm score`.
+
+    Raises InputError: a file or model that cannot be read, or that do not fit each other.
+    """
+    options = parser().parse_args(arguments)
+    if options.window is not None and options.window < 2:
+        raise InputError(f"--window is {options.window}, it must be at least 2")
+    model = bundle.load(options.run, options.device)
+    given = [segment.as_condition() for segment in parse_prompts(model, options.given)]
+    for path in options.files:
+        name = modality_for(model, path)
+        segment = model.modalities[name].encode(model.modalities[name].load(path))
+        result = score(model, [*given, segment], options.window)
+        if options.json:
+            print(json.dumps({"file": str(path), **result}))
+        else:
+            unit = model.modalities[name].bits_per
+            print(f"{path}: {result[f'bits_per_{unit}']:.4f} bits/{unit}, {result['bits']:,.1f} bits", end="")
+            print(f", structure {result['structure_bits']:,.1f} bits" if result["structure_bits"] else "")
+    return 0
+
+
+@torch.inference_mode()
+def score(model: AutoregressiveModel, document: Document, window: int | None = None) -> dict[str, Any]:
+    """Bits of a document's last segment, and of its structure.
+
+    Args:
+        window: units at a time; each window but the first is scored on its second half.
+    """
+    grammar, segment = model.grammar, document[-1]
+    size = window or (grammar.context or WINDOW) - (grammar.n_units(document) - segment.n_units)
+    payload = structure = 0.0
+    for piece in windows(document, grammar, max(size, 2)):
+        batch = grammar.collate([piece]).to(model.begin.device)
+        nats, more = model.log_prob(batch).scored(batch)
+        payload, structure = payload + float(nats), structure + float(more)
+    modality = model.modalities[segment.modality]
+    bits = payload / math.log(2)
+    return {
+        f"bits_per_{modality.bits_per}": bits / max(modality.n_bits_per(segment), 1),
+        f"nats_per_{modality.nats_per}": payload / max(modality.n_nats_per(segment), 1),
+        "bits": bits,
+        "structure_bits": structure / math.log(2),
+    }
