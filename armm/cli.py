@@ -6,6 +6,7 @@ A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit c
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -83,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments:
         parser().print_help()
         return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):  # generated text may hold bytes that are no characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     chosen = parser().parse_args(arguments[:1])
     try:
         return COMMANDS[chosen.command][0](arguments[1:])

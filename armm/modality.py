@@ -26,7 +26,7 @@ ENTRY_POINTS = "armm.modalities"
 
 @dataclass(frozen=True)
 class Preview:
-    """Something to look at or listen to: a str, a (H, W, 3) uint8 array, or a (T,) waveform in [-1, 1]."""
+    """Something to look at or listen to: a str, a (H, W, 3) uint8 array, or a (T,) float32 waveform in [-1, 1]."""
 
     kind: Literal["text", "image", "audio"]
     data: Any

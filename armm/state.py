@@ -91,16 +91,21 @@ class State:
         Returns: (B, V) float32 logits of each row's next symbol, V the largest alphabet among them; -inf outside a row's
             own alphabet, and everywhere but at 0 in a row that is done.
 
-        Raises InputError: a symbol outside its alphabet, or after the end.
+        Raises InputError: a symbol outside its alphabet, or after the end; no row has changed then.
         """
         added = symbols.tolist() if isinstance(symbols, Tensor) else symbols
         assert len(added) == self.n_rows, "one list of symbols per row"
-        rows, new_units = [], []
-        for row, own in enumerate(added):
-            units = self._push(row, own)
-            if units:
-                rows.append(row)
-                new_units.append(units)
+        rows, new_units, before = [], [], self.lengths
+        try:
+            for row, own in enumerate(added):
+                units = self._push(row, own)
+                if units:
+                    rows.append(row)
+                    new_units.append(units)
+        except InputError:  # a refused call changes nothing
+            self._followed.clear()
+            self.truncate(before)
+            raise
         self._follow(added)
         if rows:
             self._run_backbone(rows, new_units)

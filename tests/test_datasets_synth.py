@@ -75,7 +75,7 @@ def test_a_vowel_resonates_at_its_formants(vowel):
     middle = response[1:-1]
     peaks = 1 + np.flatnonzero((middle > response[:-2]) & (middle > response[2:]))
     for formant in formants:
-        assert np.abs(peaks - formant).min() <= 20, f"no peak near {formant} Hz, only at {peaks}"
+        assert np.abs(peaks - formant).min() <= 30, f"no peak near {formant} Hz, only at {peaks}"
 
 
 def test_the_script_writes_wavs_that_the_library_reads(tmp_path):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_modalities import hash_parameters, hash_symbols
 from torch import Tensor
 
 from armm.errors import InputError
 from armm.heads import Categorical, CausalConv, CausalConvHead, Head, HeadState, LogisticMixture, Unit
 from armm.heads.causal_conv import ConvState
 from armm.heads.distributions import DistributionConfig, Softmax
-from tiny_modalities import hash_parameters, hash_symbols
 
 WIDTH = 4
 VOCAB = 4
@@ -42,7 +42,9 @@ def build(config: CausalConv, of: Unit) -> CausalConvHead:
 
 def inputs(of: Unit, n_units: int, seed: int = 0, rows: int = 1) -> tuple[Tensor, Tensor]:
     """(rows, U, D) contexts and (rows, U, K) symbols."""
-    context = torch.tensor(hash_symbols(rows * n_units * WIDTH, 1001, seed)).float().view(rows, n_units, WIDTH) / 250 - 2
+    context = (
+        torch.tensor(hash_symbols(rows * n_units * WIDTH, 1001, seed)).float().view(rows, n_units, WIDTH) / 250 - 2
+    )
     symbols = torch.tensor(hash_symbols(rows * n_units * of.symbols, of.vocab, seed)).view(rows, n_units, of.symbols)
     return context, symbols
 
@@ -136,9 +138,7 @@ def test_row_halo_sees_all_pixels_of_its_reach(halo: int, halo_layers: int) -> N
 
 @pytest.mark.parametrize(("block", "grid"), [((2, 2), (3, 3)), ((1, 3), (4, 2)), ((2, 3), (2, 3)), ((1, 1), (3, 4))])
 @pytest.mark.parametrize("halo", [1, 2, 3])
-def test_block_halo_sees_known_pixels_and_no_others(
-    block: tuple[int, int], grid: tuple[int, int], halo: int
-) -> None:
+def test_block_halo_sees_known_pixels_and_no_others(block: tuple[int, int], grid: tuple[int, int], halo: int) -> None:
     """Each pixel sees every known pixel within `halo` of it, of whatever unit, and no unknown one at any distance."""
     of = unit(block[0] * block[1], block=block)
     # one layer only: a second would hand on what its neighbours in the unit see
@@ -206,7 +206,9 @@ def parallel_logits(head: Head, context: Tensor, symbols: Tensor, header: Tensor
         return head.logits(context, symbols, torch.ones_like(symbols, dtype=torch.bool), header).flatten(1, 2)
 
 
-def load(state: HeadState, rows: list[int], context: Tensor, symbols: Tensor, lengths: list[int], header: Tensor) -> None:
+def load(
+    state: HeadState, rows: list[int], context: Tensor, symbols: Tensor, lengths: list[int], header: Tensor
+) -> None:
     """Put rows of a state at `lengths`, with everything after that unknown and later contexts withheld."""
     k = symbols.shape[2]
     n_units = max(lengths) // k + 1
@@ -310,7 +312,9 @@ def test_history_longer_than_its_ring() -> None:
 # ------------------------------------------------------------------- both heads
 
 
-@pytest.mark.parametrize("config", [Categorical(), CausalConv(channels=4, kernel=2, dilations=(1, 2))], ids=["softmax", "conv"])
+@pytest.mark.parametrize(
+    "config", [Categorical(), CausalConv(channels=4, kernel=2, dilations=(1, 2))], ids=["softmax", "conv"]
+)
 def test_log_prob_is_the_gathered_logits_and_zero_where_unknown(config: Any) -> None:
     of = unit(1, continuous=True)
     head = config.build(WIDTH, of)
@@ -329,7 +333,9 @@ def test_log_prob_is_the_gathered_logits_and_zero_where_unknown(config: Any) -> 
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
-@pytest.mark.parametrize("head_of", [lambda: Categorical().build(WIDTH, unit(1)), lambda: CausalConv().build(WIDTH, unit(1))])
+@pytest.mark.parametrize(
+    "head_of", [lambda: Categorical().build(WIDTH, unit(1)), lambda: CausalConv().build(WIDTH, unit(1))]
+)
 def test_unigram_is_the_start(head_of: Callable[[], Head]) -> None:
     """With nothing learned yet the model says the frequency of each symbol, whatever came before."""
     head = head_of()

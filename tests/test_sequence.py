@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_modalities import Clip, Letters, segment_of
 
 from armm.grammar import Grammar
 from armm.sequence import Batch, Segment, SegmentBatch
-from tiny_modalities import Clip, Letters, segment_of
 
 
 @given(st.integers(0, 4), st.integers(1, 4), st.integers(-3, 20))
 def test_only_the_last_unit_may_be_partial(n_units: int, k: int, n_symbols: int) -> None:
-    """A length is accepted if and only if it ends in the last unit; one unit may be empty, which is how nothing looks."""
+    """A length is accepted if and only if it ends in the last unit; one unit may be empty: how nothing is coded."""
     symbols = torch.arange(n_units * k).view(n_units, k)
     ends_in_last_unit = -(-n_symbols // k) == n_units if n_symbols else n_units <= 1
     if n_symbols < 0 or not ends_in_last_unit:
@@ -80,9 +80,11 @@ def test_batch_moves_whole_to_another_device() -> None:
     batch = collate([segment_of("clip", [1, 2], 3), segment_of("letters", [1], 1)]).to("meta")
     for field in fields(Batch):
         value = getattr(batch, field.name)
-        parts = [value] if field.name != "segments" else [
-            getattr(segment, inner.name) for segment in value.values() for inner in fields(SegmentBatch)
-        ]
+        parts = (
+            [value]
+            if field.name != "segments"
+            else [getattr(segment, inner.name) for segment in value.values() for inner in fields(SegmentBatch)]
+        )
         assert parts and all(part.device.type == "meta" for part in parts), field.name
 
 

@@ -23,9 +23,13 @@ def segment_of(name: str, symbols: Sequence[int], k: int, header: tuple[int, ...
     return Segment(name, units.view(n_units, k), len(symbols), header)
 
 
+TIME = CausalConv(channels=4, kernel=2, dilations=(1, 4))
+PIXELS = CausalConv(channels=4, kernel=2, dilations=(1, 2))
+
+
 @dataclass(frozen=True)
 class Letters(Modality):
-    """One symbol per unit. With `ended` the length is coded, otherwise a segment runs on for as long as anyone wants."""
+    """One symbol per unit. With `ended` the length is coded, otherwise a segment runs on as long as anyone wants."""
 
     vocab: int = 6
     ended: bool = True
@@ -48,7 +52,7 @@ class Clip(Modality):
     unit_symbols: int = 3
     ended: bool = True
     max_units: int | None = None
-    head: HeadConfig | None = CausalConv(channels=4, kernel=2, dilations=(1, 4))
+    head: HeadConfig | None = TIME
     name: str = "clip"
 
     def encode(self, raw: Sequence[int]) -> Segment:
@@ -67,7 +71,7 @@ class Picture(Modality):
     symbol_channels: int = 1
     vocab: int = 5
     sizes_differ: bool = False
-    head: HeadConfig | None = CausalConv(channels=4, kernel=2, dilations=(1, 2))
+    head: HeadConfig | None = PIXELS
     name: str = "picture"
 
     @property

@@ -93,7 +93,7 @@ class StandardLibrary(Source):
         root = Path(sysconfig.get_paths()["stdlib"])
         splits: tuple[list[Item], list[Item], list[Item]] = ([], [], [])
         n_bytes = 0
-        for file in sorted(_modules(root), key=lambda file: _digest("order", file, root)):
+        for file in sorted(library_modules(root), key=lambda file: _digest("order", file, root)):
             size = file.stat().st_size
             if not 0 < size <= min(MAX_MODULE_BYTES, self.max_bytes - n_bytes):
                 continue
@@ -115,7 +115,8 @@ class StandardLibrary(Source):
         return Splits(ListOfItems(train), ListOfItems(val), ListOfItems(test))
 
 
-def _modules(root: Path) -> list[Path]:
+def library_modules(root: Path) -> list[Path]:
+    """The library's modules that people wrote, sorted by path."""
     files = list_files(root, [".py"], LEFT_OUT)
     return [file for file in files if not file.name.startswith("_sysconfigdata")]  # written when Python was built
 

@@ -129,15 +129,12 @@ class LogisticMixtureDistribution(Distribution):
     finite everywhere, so no case distinction is needed. All in float32, autocast or not.
     """
 
-    centres: Tensor
-
     def __init__(self, width: int, vocab: int, channels: int, n_components: int) -> None:
         super().__init__()
         self.vocab, self.channels, self.n_components = vocab, channels, n_components
         self.n_couplings = channels * (channels - 1) // 2
         self.out = nn.Linear(width, n_components * (1 + 2 * channels + self.n_couplings))
         nn.init.normal_(self.out.weight, std=0.02)
-        self.register_buffer("centres", torch.linspace(-1, 1, vocab), persistent=False)
         self.set_unigram(torch.zeros(vocab))
 
     def _parameters_of(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -147,6 +144,10 @@ class LogisticMixtureDistribution(Distribution):
         out = out.unflatten(-1, (-1, self.n_components))
         weights, means, scales, couplings = out.split([1, self.channels, self.channels, self.n_couplings], dim=-2)
         return weights.squeeze(-2).log_softmax(-1), means, scales, couplings.tanh()
+
+    def _centre(self, level: Tensor) -> Tensor:
+        """float32 values of levels; no buffer, which a model in bfloat16 would round to where bins overlap."""
+        return level.float() * (2 / (self.vocab - 1)) - 1
 
     def _location(self, c: int, means: Tensor, couplings: Tensor, values: Tensor) -> Tensor:
         """(*, M) mean of channel c, shifted linearly by the earlier channels' values (*, c)."""
@@ -158,7 +159,7 @@ class LogisticMixtureDistribution(Distribution):
         """Log of the probability of levels; all arguments broadcast."""
         half = 1 / (self.vocab - 1)
         precision = torch.exp(-log_scale.clamp(-7, 7))
-        distance = self.centres[level] - mean
+        distance = self._centre(level) - mean
         upper, lower = (distance + half) * precision, (distance - half) * precision
         log_above = torch.where(level == 0, 0.0, F.logsigmoid(-lower))
         log_below = torch.where(level == self.vocab - 1, 0.0, F.logsigmoid(upper))
@@ -170,7 +171,7 @@ class LogisticMixtureDistribution(Distribution):
     @torch.autocast("cuda", enabled=False)
     def logits(self, features: Tensor, earlier: Tensor) -> Tensor:
         weights, means, scales, couplings = self._parameters_of(features)
-        values = self.centres[earlier]
+        values = self._centre(earlier)
         channel = earlier.shape[-1]
         for c in range(channel):
             mean = self._location(c, means, couplings, values[..., :c])
@@ -184,7 +185,7 @@ class LogisticMixtureDistribution(Distribution):
     @torch.autocast("cuda", enabled=False)
     def log_prob(self, features: Tensor, symbols: Tensor) -> Tensor:
         weights, means, scales, couplings = self._parameters_of(features)
-        values = self.centres[symbols]
+        values = self._centre(symbols)
         joint, before = weights, torch.zeros_like(weights[..., 0])
         channels = []
         for c in range(self.channels):
@@ -203,5 +204,5 @@ class LogisticMixtureDistribution(Distribution):
         with torch.no_grad():
             bias = self.out.bias.view(-1, self.n_components)
             bias.zero_()
-            bias[1 : 1 + self.channels] = self.centres[level].to(bias)
+            bias[1 : 1 + self.channels] = self._centre(level).to(bias)
             bias[1 + self.channels : 1 + 2 * self.channels] = -2.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import log
@@ -25,7 +26,7 @@ from armm.errors import InputError
 from armm.heads import HeadConfig, Unit
 from armm.modalities.reading import one_line, read_bytes
 from armm.modalities.units import ragged_segment
-from armm.modality import Modality
+from armm.modality import Modality, Preview
 from armm.sequence import Segment
 
 SYMBOL_WIDTH = 16
@@ -141,6 +142,12 @@ class Audio(Modality):
     def save(self, raw: np.ndarray, path: Path) -> None:
         """Write a WAV of 16-bit samples."""
         _soundfile().write(str(path), raw, self.sample_rate, format="WAV", subtype="PCM_16")
+
+    def preview(self, raws: Sequence[np.ndarray]) -> Preview:
+        """The clips one after another, with a quarter of a second of silence between them."""
+        silence = np.zeros(self.sample_rate // 4, dtype=np.float32)
+        pieces = [piece for raw in raws for piece in (raw, silence)]
+        return Preview("audio", np.concatenate(pieces[:-1]).astype(np.float32), self.sample_rate)
 
     # ---------------------------------------------------------------- private
 

@@ -9,7 +9,9 @@ Axes: H, W pixels; r, c rows and columns of units; bh, bw pixels of a unit; ch c
 from __future__ import annotations
 
 import io
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,7 +25,7 @@ from armm.embedders import UnitEmbedder
 from armm.errors import InputError
 from armm.heads import HeadConfig, Unit
 from armm.modalities.reading import one_line, read_bytes
-from armm.modality import Modality
+from armm.modality import Modality, Preview
 from armm.sequence import Segment
 
 if TYPE_CHECKING:
@@ -235,6 +237,21 @@ class Image(Modality):
         """Write a PNG of 8 bits a channel."""
         self._check_array(raw)
         _pillow().fromarray(self.dequantise(raw)).save(path, format="PNG")
+
+    def preview(self, raws: Sequence[np.ndarray]) -> Preview:
+        """A grid, about square, each image enlarged by a whole factor to 64 pixels or so, with a line between them."""
+        pictures = [self.dequantise(raw) for raw in raws]
+        height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+        factor = max(1, 64 // max(height, width))
+        columns = math.ceil(math.sqrt(len(pictures)))
+        step = (factor * height + 2, factor * width + 2)
+        grid = np.full((math.ceil(len(pictures) / columns) * step[0], columns * step[1], 3), 64, dtype=np.uint8)
+        for i, picture in enumerate(pictures):
+            large = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+            top, left = i // columns * step[0], i % columns * step[1]
+            channels = large if large.ndim == 3 else large[..., None]
+            grid[top : top + large.shape[0], left : left + large.shape[1]] = channels
+        return Preview("image", grid)
 
     # ---------------------------------------------------------------- private
 

@@ -27,6 +27,7 @@ from armm.testing.streams import (
     index_of,
     leaves,
     log_probs,
+    other_payload,
     pick,
     pieces,
     places,
@@ -104,17 +105,7 @@ def _check_payload(
 ) -> None:
     """The same structure with other payload from a symbol on: all changes as one batch, of one shape with the original."""
     grammar = model.grammar
-    changes: list[tuple[int, Document]] = []
-    for t in wanted:
-        changed = list(stream)
-        for later in range(t, len(stream)):
-            if row[later].slot.stage == Stage.PAYLOAD:
-                vocab = grammar.vocab(row[later].slot)
-                step = 1 if later == t else 0  # at `t` any other value, later any
-                if vocab > step:
-                    offset = int(torch.randint(step, vocab, (), generator=generator))
-                    changed[later] = (stream[later] + offset) % vocab
-        changes.append((t, grammar.parse(changed)))
+    changes = [(t, grammar.parse(other_payload(grammar, stream, row, t, generator))) for t in wanted]
     if not changes:
         return
     original = collate(model, [document] * len(changes))
@@ -280,39 +271,60 @@ def _check_head_views(model: AutoregressiveModel, documents: Sequence[Document],
 
 
 class _Walk:
-    """A state whose rows read known documents, and what each row has read."""
+    """A state whose rows read known documents, and what each row has read.
+
+    Beside each document stands a twin of the same structure whose second half differs, so that a row that has taken
+    symbols back can go on in another way.
+    """
 
     def __init__(self, model: AutoregressiveModel, documents: Sequence[Document], tolerance: float, seed: int) -> None:
         self.tolerance, self.generator = tolerance, torch.Generator().manual_seed(seed)
-        self.expected = log_probs(model, documents)
-        self.places = places(model.grammar, documents)
-        self.streams = [model.grammar.flatten(document) for document in documents]
+        grammar = model.grammar
+        streams = [grammar.flatten(document) for document in documents]
+        twins = [
+            grammar.parse(other_payload(grammar, stream, row, len(stream) // 2, self.generator))
+            for stream, row in zip(streams, places(grammar, documents), strict=True)
+        ]
+        known = [*documents, *twins]
+        self.expected, self.places = log_probs(model, known), places(grammar, known)
+        self.streams = [grammar.flatten(document) for document in known]
         self.rows = list(range(len(documents)))  # which document each row reads
         self.read = [0] * len(documents)
         self.state: State = model.state(len(documents))
         self.history = ""
 
     def run(self, n_steps: int, n_moves: int) -> None:
-        prompts = [self._number(len(stream) // 2) for stream in self.streams]
-        self.history = f"after prompts of {prompts}"
-        self._extend(prompts)
+        self.history = "after prompts"
+        self._extend([self._number(len(self.streams[document]) // 2) for document in self.rows])
         for _ in range(n_steps):
-            steps = [min(1, self._left(row)) for row in range(len(self.rows))]
+            steps = self._single()
             if not any(steps):
                 break
             self._extend(steps)
         for _ in range(n_moves):
+            before = list(self.read)
             self._truncate()
+            # as many symbols as before, but others: what a cache must not take for the same
+            again = [self._number(1) for _ in self.rows]
+            self._extend(
+                [
+                    min(max(length - read, 0), self._left(row)) if back else 0
+                    for row, (length, read, back) in enumerate(zip(before, self.read, again, strict=True))
+                ]
+            )
             self._gather()
             self._extend([self._number(min(self._left(row), 12)) for row in range(len(self.rows))])
-            for _ in range(2):
-                self._extend([min(1, self._left(row)) for row in range(len(self.rows))])
+            self._extend(self._single())
+            self._extend(self._single())
 
     def _number(self, most: int) -> int:
         return int(torch.randint(most + 1, (), generator=self.generator))
 
     def _left(self, row: int) -> int:
         return len(self.streams[self.rows[row]]) - self.read[row]
+
+    def _single(self) -> list[int]:
+        return [min(1, self._left(row)) for row in range(len(self.rows))]
 
     def _extend(self, counts: list[int]) -> None:
         added = [
@@ -329,20 +341,26 @@ class _Walk:
                 continue
             expected, found = self.expected[document][at], float(nats[row, self.streams[document][at]])
             if not (isfinite(found) and abs(found - expected) <= self.tolerance * max(1.0, abs(expected))):
-                place = self.places[document][at]
                 raise LawBroken(
                     VIEWS,
-                    f"{self.history}: row {row} at symbol {at}, {place}, has {found:.6f} nats step by step, "
-                    f"{expected:.6f} in parallel",
+                    f"{self.history}, {counts[row]} symbols on: row {row} at symbol {at}, {self.places[document][at]}, "
+                    f"has {found:.6f} nats step by step, {expected:.6f} in parallel",
                 )
 
     def _truncate(self) -> None:
+        """Take symbols back; a row may then read any document that begins with what is left of its own."""
         self.read = [self._number(length) if self._number(2) else length for length in self.read]
         self.state.truncate(self.read)
+        for row, read in enumerate(self.read):
+            left = self.streams[self.rows[row]][:read]
+            others = [other for other, stream in enumerate(self.streams) if stream[:read] == left]
+            self.rows[row] = pick(others, self.generator)
         self.history = f"after truncate({self.read})"
 
     def _gather(self) -> None:
-        index = [self._number(len(self.rows) - 1) for _ in range(1 + self._number(len(self.expected)))]
+        index = [self._number(len(self.rows) - 1) for _ in range(2 + self._number(2))]
+        if len(index) == len(self.rows):  # a permutation, so that the rows do not all become copies of one
+            index = torch.randperm(len(index), generator=self.generator).tolist()
         self.state.gather_rows(index)
         self.rows, self.read = [self.rows[i] for i in index], [self.read[i] for i in index]
         self.history += f" and gather_rows({index})"

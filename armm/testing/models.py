@@ -48,12 +48,13 @@ def tiny_model(
     modalities: Mapping[str, Modality],
     backbone: BackboneConfig = BACKBONE,
     layout: Sequence[str] | None = None,
+    context: int | None = None,
     seed: int = 0,
 ) -> AutoregressiveModel:
     """A model with random weights, evaluated, not trained; torch's own generator stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoregressiveModel(modalities, backbone, layout)
+        model = AutoregressiveModel(modalities, backbone, layout, context)
     return randomised(model, seed).eval()
 
 

@@ -145,7 +145,7 @@ def _checks(
     yield CAUSAL, in_all(lambda model, documents: check_causal(model, documents[-1], max_places=24))
     yield VIEWS, in_all(lambda model, documents: check_views_agree(model, documents, n_steps=32, n_moves=8))
     yield sampling.SAME, in_all(_same_sample)
-    yield sampling.SAMPLER, in_all(lambda model, documents: check_sampler(model, n=1000, limit=_limit(documents, 64)))
+    yield sampling.SAMPLER, in_all(lambda model, documents: check_sampler(model, n=500, limit=_limit(documents, 64)))
 
 
 def _documents(model: AutoregressiveModel) -> list[Document]:

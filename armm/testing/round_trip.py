@@ -86,7 +86,7 @@ def check_random_round_trip(modality: Modality, seed: int = 0, n_segments: int =
         if not same(once, raw) and not same(_decode(modality, modality.encode(once)), once):
             raise LawBroken(LAW, f"decode(encode(raw)) of {_short(raw)} is {_short(once)}, and changes again with each turn")
         _check_every_symbol_counts(modality, segment, raw, once, generator)
-        for cut in {len(stream) // 2, len(stream) - 1}:
+        for cut in {0, 1, len(stream) // 2, len(stream) - 1}:
             for part in grammar.parse(stream[:cut]):
                 _decode(modality, part)
         n_accepted += 1

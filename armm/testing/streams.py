@@ -74,7 +74,8 @@ def random_stream(
         enough = len(stream) >= n_symbols
         options = choices(grammar, cursor)
         if cursor.stage == Stage.DECISION:
-            go_on = not enough and pick(range(10), generator) < 7
+            last = grammar.layout is not None and len(cursor.closed) == len(grammar.layout) - 1
+            go_on = not enough and (last or pick(range(10), generator) < 7)
             options = options[:1] if go_on or len(options) == 1 else [o for o in options if o > 0]
         elif cursor.stage == Stage.CONTROL:
             stop = enough or (stream and pick(range(10), generator) < 2)
@@ -96,6 +97,19 @@ def _may_stop(grammar: Grammar, cursor: Cursor) -> bool:
 
 def random_document(grammar: Grammar, generator: torch.Generator, n_symbols: int = 12) -> Document:
     return grammar.parse(random_stream(grammar, generator, n_symbols=n_symbols))
+
+
+def other_payload(
+    grammar: Grammar, stream: Sequence[int], row: Sequence[Place], t: int, generator: torch.Generator
+) -> list[int]:
+    """A stream of the same structure whose payload differs at `t`, if it is payload, and is random after it."""
+    changed = list(stream)
+    for later in range(t, len(stream)):
+        vocab = grammar.vocab(row[later].slot)
+        least = 1 if later == t else 0
+        if row[later].slot.stage == Stage.PAYLOAD and vocab > least:
+            changed[later] = (stream[later] + int(torch.randint(least, vocab, (), generator=generator))) % vocab
+    return changed
 
 
 def leaves(grammar: Grammar, limit: int) -> list[list[int]]:
