@@ -1,13 +1,22 @@
-"""ARMM: text, images, audio and whatever is plugged in, as one stream of symbols with an exact likelihood."""
+"""ARMM: text, images, audio and whatever is plugged in, as one stream of symbols with an exact likelihood.
 
-from armm.backbones import NoBackbone, Transformer
-from armm.bundle import load, save
-from armm.errors import InputError
-from armm.generation import Sample, generate, temperature, top_k, top_p
-from armm.heads import Categorical, CausalConv, LogisticMixture, Softmax
-from armm.modality import Modality
-from armm.model import AutoregressiveModel
-from armm.sequence import Document, Segment
+The names below are imported when they are first used, so that `armm --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from armm.backbones import NoBackbone, Transformer
+    from armm.bundle import load, save
+    from armm.errors import InputError
+    from armm.generation import Sample, generate, temperature, top_k, top_p
+    from armm.heads import Categorical, CausalConv, LogisticMixture, Softmax
+    from armm.modality import Modality
+    from armm.model import AutoregressiveModel
+    from armm.sequence import Document, Segment
 
 __all__ = [
     "AutoregressiveModel",
@@ -29,3 +38,21 @@ __all__ = [
     "top_k",
     "top_p",
 ]
+
+_HOMES = {
+    "armm.backbones": ("NoBackbone", "Transformer"),
+    "armm.bundle": ("load", "save"),
+    "armm.errors": ("InputError",),
+    "armm.generation": ("Sample", "generate", "temperature", "top_k", "top_p"),
+    "armm.heads": ("Categorical", "CausalConv", "LogisticMixture", "Softmax"),
+    "armm.modality": ("Modality",),
+    "armm.model": ("AutoregressiveModel",),
+    "armm.sequence": ("Document", "Segment"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'armm' has no attribute {name!r}")

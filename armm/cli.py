@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -86,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if isinstance(sys.stdout, io.TextIOWrapper):  # generated text may hold bytes that are no characters
         sys.stdout.reconfigure(errors="backslashreplace")
+    # before torch is imported: idle threads that spin slow a busy machine down several times, and win little on a free one
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     chosen = parser().parse_args(arguments[:1])
     try:
         return COMMANDS[chosen.command][0](arguments[1:])

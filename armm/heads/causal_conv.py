@@ -133,7 +133,7 @@ class CausalConvHead(Head):
     def features(self, gated: Tensor) -> Tensor:
         """(*, L * R) gated outputs of all layers -> (*, H)."""
         for layer in self.skip:
-            gated = F.elu(layer(gated))
+            gated = F.silu(layer(gated))
         return gated
 
     def convolve(

@@ -56,7 +56,7 @@ class RowHalo(nn.Module):
         x = rearrange(self.embed(pixels, inside[..., None].expand(pixels.shape[:-1])), "s u w e -> s e u w")
         x = self.enter(F.pad(x[:, :, :-1], (0, 0, self.rows, 0))) * mask
         for layer in self.layers:
-            x = (x + layer(F.pad(F.elu(x), (0, 0, 1, 0)))) * mask
+            x = (x + layer(F.pad(F.silu(x), (0, 0, 1, 0)))) * mask
         return rearrange(x, "s z u w -> s u w z")
 
     def forward(self, symbols: Tensor, header: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class BlockHalo(nn.Module):
         features = rearrange(self.embed(window, inside), "s n y x e -> (s n) e y x")
         z = self.enter(features)
         for layer in self.layers:
-            z = z + layer(F.elu(z))
+            z = z + layer(F.silu(z))
         z = z[:, :, self.border :, self.border : self.border + width]
         return rearrange(z, "(s n) z y x -> s n (y x) z", n=index.shape[1])
 

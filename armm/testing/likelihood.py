@@ -184,7 +184,9 @@ def _check_gradients(
     for segment, batch in collate(model, [document]).segments.items():
         for start, n_units in zip(batch.starts.tolist(), batch.n_units.tolist(), strict=True):
             positions[segment] += range(start, start + n_units)
-    embedders = {("units", n): m for n, m in model.embedders.items()} | {("values", n): m for n, m in model.values.items()}
+    embedders = {("units", n): m for n, m in model.embedders.items()} | {
+        ("values", n): m for n, m in model.values.items()
+    }
     with torch.enable_grad(), _embeddings(embedders) as vectors:
         parts = pieces(model.log_prob(collate(model, [document])))
         nats = torch.stack([parts[place.slot[:2]][index_of(place)] for place in row])
@@ -200,7 +202,9 @@ def _check_gradients(
             for position, own in zip(positions[name], gradient, strict=True):
                 if position >= unit and own.count_nonzero():
                     where = f"the embedding ({what}) of unit {position}, of {name!r}"
-                    raise LawBroken(CAUSAL, f"the log-probabilities of units up to {unit} have a gradient towards {where}")
+                    raise LawBroken(
+                        CAUSAL, f"the log-probabilities of units up to {unit} have a gradient towards {where}"
+                    )
 
 
 @contextmanager

@@ -53,9 +53,7 @@ def check_modality(modality: Modality, raws: Iterable[Any] | None = None, tolera
         check()
 
 
-def run_checks(
-    modality: Modality, raws: Iterable[Any] | None = None, tolerance: Tolerance = None
-) -> Iterator[Verdict]:
+def run_checks(modality: Modality, raws: Iterable[Any] | None = None, tolerance: Tolerance = None) -> Iterator[Verdict]:
     """The same one law after another, faults as verdicts. An error in the modality's own code is a fault too.
 
     Raises InputError: the modality cannot be checked like this.

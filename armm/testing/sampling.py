@@ -79,8 +79,9 @@ def _check_same(expected: Sample, found: Sample, way: str) -> None:
         pairs = zip([*expected.symbols, None], [*found.symbols, None], strict=False)
         at = next(i for i, (a, b) in enumerate(pairs) if a != b)
         raise LawBroken(
-            SAME, f"sample {found.index} has {found.symbols[at : at + 1]} at symbol {at} {way}, in one batch "
-            f"{expected.symbols[at : at + 1]}"
+            SAME,
+            f"sample {found.index} has {found.symbols[at : at + 1]} at symbol {at} {way}, in one batch "
+            f"{expected.symbols[at : at + 1]}",
         )
     if found.stop != expected.stop:
         raise LawBroken(SAME, f"sample {found.index} stops by {found.stop!r} {way}, in one batch by {expected.stop!r}")
@@ -157,7 +158,8 @@ def check_sampler(
         limit: compare at most so many different streams, cut at a length that leaves so few.
         filters: by name, each with its slow definition on the log-probabilities of one symbol.
 
-    Raises LawBroken: a stream of probability 0 came, or the frequencies differ by the chi-square test.
+    Raises LawBroken: a stream of probability 0 came, the frequencies differ by the chi-square test, or the samples'
+        log-probabilities are not the model's.
     """
     streams = leaves(model.grammar, limit)
     longest = max(map(len, streams))
@@ -168,12 +170,21 @@ def check_sampler(
             tuple(stream): exp(sum(filtered[tuple(stream[:t])][stream[t]] for t in range(len(stream))))
             for stream in streams
         }
-        samples = generate(model, n, seed=seed, filters=own, max_symbols=longest, batch_size=500)
+        samples = list(generate(model, n, seed=seed, filters=own, max_symbols=longest, batch_size=500))
         counts = Counter(tuple(found.symbols) for found in samples)
         for stream in counts:
             if expected.get(stream, 0.0) <= 0:
                 raise LawBroken(SAMPLER, f"{name}: {list(stream)} came {counts[stream]} times, its probability is 0")
         _check_frequencies(name, counts, expected, n)
+        for found in samples[:16]:
+            for t, nats in enumerate(found.log_probs):
+                known = follow[tuple(found.symbols[:t])][found.symbols[t]]
+                if not abs(nats - known) <= 1e-4 * max(1.0, abs(known)):
+                    raise LawBroken(
+                        SAMPLER,
+                        f"{name}: symbol {t} of {found.symbols} is said to have {nats:.6f} nats, the model "
+                        f"gives it {known:.6f}",
+                    )
 
 
 def _check_frequencies(
@@ -198,8 +209,9 @@ def _check_frequencies(
     if not p >= SIGNIFICANCE:
         mean, count, what = cells[terms.index(max(terms))]
         raise LawBroken(
-            SAMPLER, f"{name}: frequencies of {len(cells)} streams in {n} samples have p = {p:.1e}; most of all "
-            f"{what} came {count} times, expected {mean:.1f}"
+            SAMPLER,
+            f"{name}: frequencies of {len(cells)} streams in {n} samples have p = {p:.1e}; most of all "
+            f"{what} came {count} times, expected {mean:.1f}",
         )
 
 

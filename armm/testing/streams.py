@@ -193,7 +193,9 @@ def log_probs(model: AutoregressiveModel, documents: Sequence[Document]) -> list
     return rows
 
 
-def conditionals(model: AutoregressiveModel, streams: Sequence[Sequence[int]]) -> Mapping[tuple[int, ...], dict[int, float]]:
+def conditionals(
+    model: AutoregressiveModel, streams: Sequence[Sequence[int]]
+) -> Mapping[tuple[int, ...], dict[int, float]]:
     """Nats of each symbol that follows a prefix of these streams, by prefix, from the parallel view.
 
     The streams may be cut anywhere; they are completed at random, which a causal model does not notice.

@@ -23,8 +23,19 @@ from armm.spec import import_class
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
+from armm.training.progress import StepProgress
 
 RUNS = Path("runs")
+DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
+    "trainer.max_steps": 4,
+    "trainer.val_check_interval": 2,
+    "trainer.limit_val_batches": 1,
+    "trainer.limit_test_batches": 1,
+    "data.batch_size": 2,
+    "data.eval_batch_size": 2,
+    "data.n_val": 2,
+    "n_samples": 1,
+}
 KEY = re.compile(r"Option '([\w.-]+)'|Key '([\w.-]+)'|[Uu]nrecognized arguments: --([\w.-]+)|key \"([\w.-]+)\" is not")
 
 
@@ -106,9 +117,11 @@ class TrainCLI(LightningCLI):
             ]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)
         given = trainer["callbacks"] or []
-        own = [self.recorder]
+        own: list[L.Callback] = [self.recorder]
         if self.config["n_samples"]:
             own.append(SampleLogger(self.config["n_samples"]))
+        if trainer["enable_progress_bar"] is not False:
+            own.append(StepProgress())
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
         return super().instantiate_trainer(**kwargs)
 
@@ -134,9 +147,13 @@ def train(arguments: list[str]) -> int:
     discover()  # so that installed modalities can be named by their class alone
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: armm train RECIPE [--any.key VALUE ...]\n\nRECIPE is a YAML file, or the name of one that comes")
-        print("with the library (armm list). Every key of a recipe, and every Trainer flag, is an option:\n")
+        print("with the library (armm list). --debug runs it for seconds, to see that it works.")
+        print("Every key of a recipe, and every Trainer flag, is an option:\n")
         arguments = ["image/digits", "--help"]
     recipe = find_recipe(arguments[0])
+    if "--debug" in arguments:
+        arguments = [argument for argument in arguments if argument != "--debug"]
+        arguments[1:1] = [f"--{key}={value}" for key, value in DEBUG.items()]
     try:
         cli = TrainCLI(recipe, ["--config", str(recipe), *arguments[1:]])
     except ArgumentError as error:

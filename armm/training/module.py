@@ -132,7 +132,8 @@ class GenerativeModule(L.LightningModule):
 
     def _score(self, data: tuple[Batch, Counts]) -> None:
         batch, counts = data
-        nats = self.model.log_prob(batch)
+        with torch.autocast(self.device.type, enabled=False):  # bits are always those of float32
+            nats = self.model.log_prob(batch)
         for name, segment in batch.segments.items():
             n_bits, n_nats = counts.get(name, (0, 0))
             total = -float((nats.payload[name] * segment.weights[..., None]).double().sum())

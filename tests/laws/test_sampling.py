@@ -1,0 +1,184 @@
+"""Laws 5 and 6: samples depend on seed and number alone, and have the model's probabilities; and the checks see red."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from laws.cases import CASES, COUNTABLE
+from torch import Tensor
+
+from armm.generation import Filter, engine, temperature, top_k, top_p
+from armm.model import AutoregressiveModel
+from armm.sequence import Document
+from armm.state import State
+from armm.testing import LawBroken, check_same_sample, check_sampler
+from armm.testing.sampling import FILTERS, Nats, chi_square_tail, heated, most_probable, nucleus, poisson_tail
+
+BACKBONE = dict(zip(CASES, ["small", "gpt2", "llama", "none"] * len(CASES), strict=False))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sample_is_the_same_alone_batched_and_permuted(case: str) -> None:
+    model = CASES[case].model(BACKBONE[case])
+    check_same_sample(model, max_symbols=20)
+    check_same_sample(model, n=3, max_symbols=12, filters=[temperature(0.7), top_k(20), top_p(0.9)])
+
+
+def beginnings(model: AutoregressiveModel, documents: Sequence[Document]) -> list[Document]:
+    """What prompts of different lengths are made of: documents without their ends."""
+    grammar = model.grammar
+    streams = [grammar.flatten(document) for document in documents]
+    return [grammar.parse(stream[: len(stream) // n]) for n, stream in enumerate(streams, 1)]
+
+
+@pytest.mark.parametrize("case", ["text bytes", "text bytes in fours", "image rows", "audio", "free documents"])
+def test_sample_is_the_same_with_prompts_of_different_lengths(case: str) -> None:
+    model = CASES[case].model()
+    check_same_sample(model, n=6, prompts=beginnings(model, CASES[case].documents(model)), max_symbols=10)
+
+
+@pytest.mark.parametrize("case", COUNTABLE)
+def test_samples_come_as_often_as_their_probability_says(case: str) -> None:
+    """With no filter and with all of them; the other filters are tried on two models below."""
+    names = ["no filter", "temperature 1.5, top-k 3, top-p 0.8"]
+    check_sampler(COUNTABLE[case].model(), filters={name: FILTERS[name] for name in names})
+
+
+@pytest.mark.parametrize("case", ["text", "image RGB rows"])
+def test_samples_have_the_filtered_probabilities(case: str) -> None:
+    check_sampler(COUNTABLE[case].model("none"))
+
+
+def test_tails_of_the_distributions_are_those_in_the_tables() -> None:
+    for x, degrees, tail in [(3.841459, 1, 0.05), (18.307038, 10, 0.05), (0.0, 3, 1.0), (149.4493, 100, 0.001)]:
+        assert chi_square_tail(x, degrees) == pytest.approx(tail, rel=1e-4)
+    for count, mean, tail in [(0, 0.5, 1.0), (1, 0.5, 0.3934693), (3, 0.2, 0.0011485), (12, 4.0, 0.0009152)]:
+        assert poisson_tail(count, mean) == pytest.approx(tail, rel=1e-3)
+
+
+# ------------------------------------------------------------- planted faults
+
+Noise = Callable[[int, Tensor, Tensor, int], Tensor]
+
+
+def of_batch_column(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    columns = torch.arange(samples.shape[0]).view(-1, *[1] * (samples.dim() - 1))
+    return GUMBEL(seed, columns.expand_as(samples), positions, vocab)
+
+
+def of_a_generator(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """As everyone else does it: each call draws on."""
+    return -torch.log(-torch.log(torch.rand(*samples.shape, vocab, generator=GENERATOR)))
+
+
+def of_half_strength(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    return GUMBEL(seed, samples, positions, vocab) / 2
+
+
+def of_no_position(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    return GUMBEL(seed, samples, torch.zeros_like(positions), vocab)
+
+
+def of_another_shape(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """Uniform, not Gumbel."""
+    return torch.exp(-torch.exp(-GUMBEL(seed, samples, positions, vocab)))
+
+
+def of_neighbours(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """Pairs of values share their noise."""
+    return GUMBEL(seed, samples, positions, vocab)[..., torch.arange(vocab) // 2]
+
+
+GUMBEL: Noise = engine.gumbel
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("noise", [of_batch_column, of_a_generator])
+def test_noise_that_depends_on_the_batch_is_caught(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CASES["text bytes in fours"].model()
+    monkeypatch.setattr(engine, "gumbel", noise)
+    with pytest.raises(LawBroken, match="^same seed, same sample: "):
+        check_same_sample(model, max_symbols=8)
+
+
+def test_filter_that_looks_at_other_rows_is_caught() -> None:
+    model = CASES["image rows"].model()
+
+    def centred(logits: Tensor) -> Tensor:
+        return logits - logits.mean(0) if len(logits) > 1 else logits
+
+    with pytest.raises(LawBroken, match="^same seed, same sample: "):
+        check_same_sample(model, max_symbols=8, filters=[centred])
+
+
+def test_rows_that_change_places_when_one_ends_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CASES["text bytes in fours"].model()
+    gather = State.gather_rows
+
+    def reversed_rows(state: State, index: Sequence[int]) -> None:
+        gather(state, index if len(index) >= state.n_rows else list(reversed(index)))
+
+    monkeypatch.setattr(State, "gather_rows", reversed_rows)
+    with pytest.raises(LawBroken, match="^same seed, same sample: "):
+        check_same_sample(model, n=6)
+
+
+def test_sample_that_does_not_come_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CASES["text bytes"].model()
+    original = engine._generate_batch
+    monkeypatch.setattr(engine, "_generate_batch", lambda *a: original(*a)[: 4 if len(a[1]) > 4 else None])
+    with pytest.raises(LawBroken, match="^same seed, same sample: samples"):
+        check_same_sample(model, max_symbols=2)
+
+
+@pytest.mark.parametrize("noise", [of_half_strength, of_no_position, of_another_shape, of_neighbours])
+def test_noise_of_another_distribution_is_caught(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = COUNTABLE["image RGB rows"].model("none")
+    monkeypatch.setattr(engine, "gumbel", noise)
+    with pytest.raises(LawBroken, match="^the sampler samples: no filter: "):
+        check_sampler(model, filters={"no filter": FILTERS["no filter"]})
+
+
+def strict_top_p(logits: Tensor) -> Tensor:
+    """Leaves out the symbol that crosses p."""
+    ordered, index = logits.sort(dim=-1, descending=True)
+    keep = (ordered.softmax(-1).cumsum(-1) < 0.7).index_fill(-1, torch.tensor(0), True)
+    return logits.masked_fill(~torch.zeros_like(keep).scatter(-1, index, keep), float("-inf"))
+
+
+WRONG_FILTERS: dict[str, tuple[Filter, Callable[[Nats], Any]]] = {
+    "temperature that multiplies": (lambda logits: logits * 1.5, lambda nats: heated(nats, 1.5)),
+    "temperature before it is cold": (temperature(0.1), lambda nats: heated(nats, 0)),
+    "top-k with one too many": (top_k(3), lambda nats: most_probable(nats, 2)),
+    "top-k with one too few": (top_k(1), lambda nats: most_probable(nats, 2)),
+    "top-p without the symbol that crosses p": (strict_top_p, lambda nats: nucleus(nats, 0.7)),
+    "no filter at all": (lambda logits: logits, lambda nats: nucleus(nats, 0.7)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILTERS)
+def test_filter_that_is_not_its_definition_is_caught(name: str) -> None:
+    """The right filters pass on the same model in `test_samples_have_the_filtered_probabilities`."""
+    wrong, definition = WRONG_FILTERS[name]
+    model = COUNTABLE["image RGB rows"].model("none")
+    with pytest.raises(LawBroken, match="^the sampler samples: "):
+        check_sampler(model, filters={name: ([wrong], definition)})
+
+
+def test_log_probabilities_of_the_filtered_distribution_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample's log-probabilities are the model's, whatever filters it was made with."""
+    model = COUNTABLE["text"].model()
+    original = engine._generate_batch
+
+    def spoilt(*arguments: Any) -> list[engine.Sample]:
+        samples = original(*arguments)
+        for found in samples:
+            found.log_probs[0] = 0.0
+        return samples
+
+    monkeypatch.setattr(engine, "_generate_batch", spoilt)
+    with pytest.raises(LawBroken, match="nats, the model"):
+        check_sampler(model, filters={"no filter": FILTERS["no filter"]})
