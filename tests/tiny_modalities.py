@@ -119,8 +119,9 @@ def hash_parameters(module: nn.Module, scale: float = 1.0, seed: int = 0) -> Non
         for _ in range(3):
             x = ((x ^ (x >> 13)) * 0x45D9F3B) % (1 << 31)
         uniform = x.double() / (1 << 30) - 1
-        # a convolution's own fan-in; large weights would saturate the gates and hide what they hear
-        width = {1: 4, 4: parameter[0].numel()}.get(parameter.dim(), parameter.shape[-1] if parameter.dim() else 4)
+        width = parameter.shape[-1] if parameter.dim() > 1 else 4
+        if parameter.dim() == 4:  # of a convolution; larger weights would saturate the gates and hide what they hear
+            width = parameter[0].numel()
         with torch.no_grad():
             parameter.copy_((uniform * scale * (3 / width) ** 0.5).view(parameter.shape))
 

@@ -103,7 +103,7 @@ def _check_payload(
     wanted: list[int],
     generator: torch.Generator,
 ) -> None:
-    """The same structure with other payload from a symbol on: all changes as one batch, of one shape with the original."""
+    """The same structure with other payload from a symbol on: all changes in one batch of the original's shape."""
     grammar = model.grammar
     changes = [(t, grammar.parse(other_payload(grammar, stream, row, t, generator))) for t in wanted]
     if not changes:

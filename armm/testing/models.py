@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from armm.backbones import BackboneConfig, NoBackbone, Transformer
-from armm.model import AutoregressiveModel
 from armm.modality import Modality
+from armm.model import AutoregressiveModel
 from armm.sequence import Segment
 
 # small, and with everything a transformer can have

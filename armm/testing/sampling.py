@@ -36,7 +36,9 @@ def check_same_sample(
     All of them as one batch, each alone, two at a time, backwards, and beside samples of other numbers.
 
     Args:
-        n: how many samples. prompts: what they begin with, sample k with prompt k modulo their number. filters, seed, max_symbols: as for `generate`.
+        n: how many samples.
+        prompts: what they begin with, sample k with prompt k modulo their number.
+        filters, seed, max_symbols: as for `generate`.
 
     Raises LawBroken: it depends on something else.
     """

@@ -135,7 +135,7 @@ def test_leak_from_the_future_is_caught(name: str, monkeypatch: pytest.MonkeyPat
     document = CASES[case].documents(model)[-1]
     check_causal(model, document)
     plant(monkeypatch)
-    with pytest.raises(LawBroken, match="^causal: "):
+    with pytest.raises(LawBroken, match=r"^causal: "):
         check_causal(model, document)
 
 
@@ -202,7 +202,7 @@ def test_mass_that_is_lost_or_invented_is_caught(name: str, monkeypatch: pytest.
     case, plant = UNNORMALISED[name]
     model = COUNTABLE[case].model()
     plant(monkeypatch)
-    with pytest.raises(LawBroken, match="^normalised: .* mass "):
+    with pytest.raises(LawBroken, match=r"^normalised: .* mass "):
         check_normalised(model, limit=600)
 
 
@@ -254,7 +254,7 @@ patch(TransformerState, "gather_rows", swap_rows),
     ),
     "a halo of the unit before": (
         "image patches", "none",
-        patch(halo.BlockHalo, "at", lambda f, own, symbols, index, header: f(own, symbols, (index - 1).clamp(min=0), header)),
+        patch(halo.BlockHalo, "at", lambda f, own, symbols, index, h: f(own, symbols, (index - 1).clamp(min=0), h)),
     ),
     "positions that start anew after a prompt": (
         "text bytes", "small", patch(transformer.TransformerBackbone, "angles",
@@ -268,7 +268,7 @@ patch(TransformerState, "gather_rows", swap_rows),
     ),
     "logits of another channel": (
         "image RGB rows", "none",
-        patch(distributions.SoftmaxDistribution, "logits", lambda f, own, x, earlier: f(own, x, earlier * (x.dim() > 2))),
+        patch(distributions.SoftmaxDistribution, "logits", lambda f, own, x, known: f(own, x, known * (x.dim() > 2))),
     ),
     "end decisions that count from the document's start": (
         "free documents", "small",
@@ -288,5 +288,5 @@ def test_view_that_differs_is_caught(name: str, monkeypatch: pytest.MonkeyPatch)
     documents = CASES[case].documents(model)
     check_views_agree(model, documents)
     plant(monkeypatch)
-    with pytest.raises(LawBroken, match="^two views agree: "):
+    with pytest.raises(LawBroken, match=r"^two views agree: "):
         check_views_agree(model, documents)

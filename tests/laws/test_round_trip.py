@@ -129,16 +129,16 @@ FAULTS: dict[str, Modality] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_faulty_coding_is_caught(name: str) -> None:
     """On given data and on random segments alike."""
-    with pytest.raises(LawBroken, match="^round trip: "):
+    with pytest.raises(LawBroken, match=r"^round trip: "):
         check_round_trip(FAULTS[name], ["abcacb", "b", "ccca"])
-    with pytest.raises(LawBroken, match="^round trip: "):
+    with pytest.raises(LawBroken, match=r"^round trip: "):
         check_random_round_trip(FAULTS[name])
 
 
 def test_error_beyond_the_tolerance_is_caught() -> None:
     raw = [np.linspace(-1, 1, 9, dtype=np.float32)]
     check_round_trip(Audio(frame=4, levels=16), raw, 0.2)
-    with pytest.raises(LawBroken, match="^round trip: "):
+    with pytest.raises(LawBroken, match=r"^round trip: "):
         check_round_trip(Audio(frame=4, levels=16), raw, 0.01)
 
 

@@ -100,7 +100,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 def test_noise_that_depends_on_the_batch_is_caught(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
     model = CASES["text bytes in fours"].model()
     monkeypatch.setattr(engine, "gumbel", noise)
-    with pytest.raises(LawBroken, match="^same seed, same sample: "):
+    with pytest.raises(LawBroken, match=r"^same seed, same sample: "):
         check_same_sample(model, max_symbols=8)
 
 
@@ -110,7 +110,7 @@ def test_filter_that_looks_at_other_rows_is_caught() -> None:
     def centred(logits: Tensor) -> Tensor:
         return logits - logits.mean(0) if len(logits) > 1 else logits
 
-    with pytest.raises(LawBroken, match="^same seed, same sample: "):
+    with pytest.raises(LawBroken, match=r"^same seed, same sample: "):
         check_same_sample(model, max_symbols=8, filters=[centred])
 
 
@@ -122,7 +122,7 @@ def test_rows_that_change_places_when_one_ends_are_caught(monkeypatch: pytest.Mo
         gather(state, index if len(index) >= state.n_rows else list(reversed(index)))
 
     monkeypatch.setattr(State, "gather_rows", reversed_rows)
-    with pytest.raises(LawBroken, match="^same seed, same sample: "):
+    with pytest.raises(LawBroken, match=r"^same seed, same sample: "):
         check_same_sample(model, n=6)
 
 
@@ -130,7 +130,7 @@ def test_sample_that_does_not_come_is_caught(monkeypatch: pytest.MonkeyPatch) ->
     model = CASES["text bytes"].model()
     original = engine._generate_batch
     monkeypatch.setattr(engine, "_generate_batch", lambda *a: original(*a)[: 4 if len(a[1]) > 4 else None])
-    with pytest.raises(LawBroken, match="^same seed, same sample: samples"):
+    with pytest.raises(LawBroken, match=r"^same seed, same sample: samples"):
         check_same_sample(model, max_symbols=2)
 
 
@@ -138,7 +138,7 @@ def test_sample_that_does_not_come_is_caught(monkeypatch: pytest.MonkeyPatch) ->
 def test_noise_of_another_distribution_is_caught(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
     model = COUNTABLE["image RGB rows"].model("none")
     monkeypatch.setattr(engine, "gumbel", noise)
-    with pytest.raises(LawBroken, match="^the sampler samples: no filter: "):
+    with pytest.raises(LawBroken, match=r"^the sampler samples: no filter: "):
         check_sampler(model, filters={"no filter": FILTERS["no filter"]})
 
 
@@ -164,7 +164,7 @@ def test_filter_that_is_not_its_definition_is_caught(name: str) -> None:
     """The right filters pass on the same model in `test_samples_have_the_filtered_probabilities`."""
     wrong, definition = WRONG_FILTERS[name]
     model = COUNTABLE["image RGB rows"].model("none")
-    with pytest.raises(LawBroken, match="^the sampler samples: "):
+    with pytest.raises(LawBroken, match=r"^the sampler samples: "):
         check_sampler(model, filters={name: ([wrong], definition)})
 
 
