@@ -61,7 +61,9 @@ def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] |
         beside.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"{folder}: cannot write the bundle: {error.strerror}; check the place and its space") from error
+        raise InputError(
+            f"{folder}: cannot write the bundle: {error.strerror}; check the place and its space"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder

@@ -259,17 +259,6 @@ class Grammar:
                     f"a segment of {segment.modality!r} ends after {segment.length} symbols, within a unit of "
                     f"{modality.unit_symbols}; only modalities of coded length can"
                 )
-            coded = modality.coded_header(segment.header) if modality.header_sizes else ()
-            inside_sizes = all(0 <= own < size for own, size in zip(coded, modality.header_sizes, strict=True))
-            if not inside_sizes or modality.header(coded) != segment.header:
-                raise InputError(
-                    f"a segment of {segment.modality!r} has the header {segment.header}, which its modality cannot code"
-                )
-            if not modality.ended and segment.length < segment.symbols.numel():
-                raise InputError(
-                    f"a segment of {segment.modality!r} ends after {segment.length} symbols, within a unit of "
-                    f"{modality.unit_symbols}; only modalities of coded length can"
-                )
             expected = None if modality.ended else modality.n_units(segment.header)
             if expected is not None and segment.n_units != expected:
                 raise InputError(

@@ -126,6 +126,8 @@ def test_open_end_is_a_beginning_of_any_longer_document(case: tuple[Grammar, Doc
     longer = segment_of(last.modality, [*last.flat().tolist(), 1, 2, 3, 4], modality.unit_symbols)
     prompt = grammar.flatten(document, open_end=True)
     assert prompt == grammar.flatten([*document[:-1], longer])[: len(prompt)]
+    if not last.length:  # nothing yet, and it may stay so
+        assert prompt == grammar.flatten(document)[: len(prompt)]
     assert contents(grammar.parse(prompt)) == contents(document)
 
 

@@ -15,7 +15,7 @@ def run(arguments: list[str]) -> int:
     """
     p = argparse.ArgumentParser(prog="armm check-modality", description="Run every law of the library on a modality.")
     p.add_argument("class_path", help="package.module.Class, also of a file in the working directory")
-    p.add_argument("--init", default="{}", metavar="JSON", help='arguments of the class, such as \'{"levels": 4}\'')
+    p.add_argument("--init", default="{}", metavar="JSON", help="arguments of the class, such as '{\"levels\": 4}'")
     options = p.parse_args(arguments)
     try:
         init = json.loads(options.init)

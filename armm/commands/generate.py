@@ -22,7 +22,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="armm generate", description="Sample from a trained model.")
     p.add_argument("run", help="a run folder, its model/, or a bundle")
     p.add_argument("--n", type=int, default=1, help="how many samples (default 1)")
-    p.add_argument("--seed", type=int, default=0, help="with the number of a sample, all that it depends on (default 0)")
+    p.add_argument(
+        "--seed", type=int, default=0, help="with the number of a sample, all that it depends on (default 0)"
+    )
     p.add_argument("--temperature", type=float, default=1.0, help="0 is greedy, 1 samples the model (default 1)")
     p.add_argument("--top-k", type=int, help="keep the k most probable symbols")
     p.add_argument("--top-p", type=float, help="keep the fewest symbols with this probability in all")
@@ -36,8 +38,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--prompt-complete", action="store_true", help="the last prompt is whole; something else follows it")
     p.add_argument("--plan", help="the modalities of a free document in order, such as text,image")
-    p.add_argument("--max-symbols", type=int, help=f"at most so many new symbols (default {DEFAULT_LENGTH} where needed)")
-    p.add_argument("--batch-size", type=int, default=16, help="samples side by side; changes the speed only (default 16)")
+    p.add_argument(
+        "--max-symbols", type=int, help=f"at most so many new symbols (default {DEFAULT_LENGTH} where needed)"
+    )
+    p.add_argument(
+        "--batch-size", type=int, default=16, help="samples side by side; changes the speed only (default 16)"
+    )
     p.add_argument("--out", type=Path, default=Path("samples"), help="folder for the files (default samples/)")
     p.add_argument("--device", default="cpu", help="where to run, such as cuda (default cpu)")
     return p

@@ -42,4 +42,6 @@ def modality_for(model: AutoregressiveModel, path: Path) -> str:
         if path.suffix.lower() in suffixes or len(readers) == 1:
             return name
     wanted = ", ".join(sorted({suffix for suffixes in readers.values() for suffix in suffixes}))
-    raise InputError(f"{path}: no modality of this model reads {path.suffix or 'such'} files; expected {wanted or 'none'}")
+    raise InputError(
+        f"{path}: no modality of this model reads {path.suffix or 'such'} files; expected {wanted or 'none'}"
+    )

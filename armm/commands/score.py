@@ -25,7 +25,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("run", help="a run folder, its model/, or a bundle")
     p.add_argument("files", nargs="+", type=Path, metavar="FILE")
     p.add_argument(
-        "--given", action="append", default=[], metavar="NAME=VALUE", help="what comes before, unscored, such as label=3"
+        "--given",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what comes before, unscored, such as label=3",
     )
     p.add_argument(
         "--window",

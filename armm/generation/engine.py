@@ -58,7 +58,9 @@ class NoiseBlock:
         fits = self.block.dim() == 3 and self.used < self.block.shape[1] and self.block.shape[2] == vocab
         if not fits or positions != [first + self.used for first in self.first]:
             n = max(1, min(256, NOISE_BLOCK // (vocab * len(positions))))
-            at = torch.tensor(positions, device=self.samples.device)[:, None] + torch.arange(n, device=self.samples.device)
+            at = torch.tensor(positions, device=self.samples.device)[:, None] + torch.arange(
+                n, device=self.samples.device
+            )
             self.block = gumbel(self.seed, self.samples[:, None].expand_as(at), at, vocab)
             self.first, self.used = positions, 0
         noise = self.block[:, self.used]

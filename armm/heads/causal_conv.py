@@ -92,9 +92,10 @@ class CausalConvHead(Head):
         if unit.block and config.halo and not unit.continuous:
             halo = RowHalo if unit.whole_rows else BlockHalo
             self.halo = halo(unit, z, config.halo, config.halo_layers)
-        self.condition = nn.Parameter(torch.zeros(z, n_layers * 2 * r))  # zero: it starts unconditional
-        self.condition_bias = nn.Parameter(torch.zeros(n_layers * 2 * r))
-        self.taps = nn.Parameter(torch.randn(n_layers, k * r, 2 * r) * (k * r) ** -0.5)  # oldest tap first
+        # rows: the taps, oldest first, then the conditioning channels, zero so that it starts unconditional
+        self.gates = nn.Parameter(torch.randn(n_layers, k * r + z, 2 * r) * (k * r) ** -0.5)
+        nn.init.zeros_(self.gates[:, k * r :])
+        self.gate_bias = nn.Parameter(torch.zeros(n_layers, 2 * r))
         self.residual = nn.Parameter(torch.randn(n_layers, r, r) * r**-0.5 * 0.5)
         sizes = [n_layers * r, *[skip] * config.hidden_layers]
         self.skip = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
@@ -107,24 +108,21 @@ class CausalConvHead(Head):
         """(C, V + 1, R) what each value of each channel adds to the input of the next place."""
         return self.symbol + self.values @ self.value
 
-    def gate_bias(self, context: Tensor, halo: Tensor | None) -> Tensor:
-        """(*, D) context and (*, P, Z) halo -> (*, P, L * 2R)."""
+    def conditioning(self, context: Tensor, halo: Tensor | None) -> Tensor:
+        """(*, D) context and (*, P, Z) halo -> (*, P, Z), what the gates see beside the symbols."""
         condition = self.upsample(context).unflatten(-1, (self.unit.places, -1))
-        if halo is not None:
-            condition = condition + halo
-        return self.dropout(condition) @ self.condition + self.condition_bias
+        return self.dropout(condition if halo is None else condition + halo)
 
-    def stack(self, x: Tensor, bias: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, T, R) inputs, (B, T, L * 2R) gate biases -> (B, T, H) features and each layer's (B, T, R) input."""
+    def stack(self, x: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, T, R) inputs, (B, T, Z) conditioning -> (B, T, H) features and each layer's (B, T, R) input."""
         inputs, gated = [], []
         k = self.config.kernel
-        biases = bias.chunk(len(self.config.dilations), dim=-1)
         for layer, dilation in enumerate(self.config.dilations):
             inputs.append(x)
-            reach = (k - 1) * dilation
-            padded = F.pad(x, (0, 0, reach, 0))  # left padding alone keeps it causal
-            taps = torch.cat([padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(k)], dim=-1)
-            signal, gate = (taps @ self.taps[layer] + biases[layer]).chunk(2, dim=-1)
+            padded = F.pad(x, (0, 0, (k - 1) * dilation, 0))  # left padding alone keeps it causal
+            taps = [padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(k)]
+            joined = torch.cat([*taps, condition], dim=-1)  # one product for all taps and the conditioning
+            signal, gate = F.linear(joined, self.gates[layer].T, self.gate_bias[layer]).chunk(2, dim=-1)
             z = self.dropout(torch.tanh(signal) * torch.sigmoid(gate))
             gated.append(z)
             x = x + z @ self.residual[layer]
@@ -143,11 +141,11 @@ class CausalConvHead(Head):
         places = rearrange(symbols, "s u (p c) -> s u p c", c=self.unit.channels)
         table = self.table()
         embedded = torch.stack([table[c][places[..., c]] for c in range(self.unit.channels)]).sum(0)
-        bias = self.gate_bias(context, halo)
+        condition = self.conditioning(context, halo)
         merge = "s u p r -> s (u p) r" if self.unit.continuous else "s u p r -> (s u) p r"
-        x, bias = rearrange(embedded, merge), rearrange(bias, merge)
+        x, condition = rearrange(embedded, merge), rearrange(condition, merge)
         begin = table[:, -1].sum(0).expand(x.shape[0], 1, -1)  # the symbol outside the alphabet, never a data value
-        features, inputs = self.stack(torch.cat([begin, x[:, :-1]], dim=1), bias)
+        features, inputs = self.stack(torch.cat([begin, x[:, :-1]], dim=1), condition)
         n_units = symbols.shape[1]
         split = "s (u p) h -> s u p h" if self.unit.continuous else "(s u) p h -> s u p h"
         return rearrange(features, split, u=n_units), [rearrange(i, split, u=n_units) for i in inputs]
@@ -187,14 +185,15 @@ class ConvState(HeadState):
     def __init__(self, head: CausalConvHead, n_rows: int) -> None:
         self.head, self.unit = head, head.unit
         self.n_layers = len(head.config.dilations)
-        device, dtype = head.taps.device, head.taps.dtype
+        device, dtype = head.gates.device, head.gates.dtype
         k, r = head.config.kernel, head.config.channels
         lags = [[(k - 1 - i) * d for i in range(k - 1)] for d in head.config.dilations]
         self.lags = torch.tensor(lags, device=device)[:, :, None]  # (L, k-1, 1)
         self.size = 1 << int(self.lags.max()).bit_length()  # ring slots, a power of two above the longest lag
         self.table = head.table().flatten(0, 1)  # (C * (V+1), R)
         self.channel_offset = torch.arange(self.unit.channels, device=device) * (self.unit.vocab + 1)
-        self.old_taps, self.new_tap = head.taps[:, : (k - 1) * r], head.taps[:, (k - 1) * r :].contiguous()
+        self.old_taps, self.new_tap = head.gates[:, : (k - 1) * r], head.gates[:, (k - 1) * r : k * r].contiguous()
+        self.conditioning = head.gates[:, k * r :]  # (L, Z, 2R)
         self.layers = torch.arange(self.n_layers, device=device)[:, None, None]
         # what the rows remember
         self.history = torch.zeros(self.n_layers, self.size, n_rows, r, device=device, dtype=dtype)
@@ -245,8 +244,9 @@ class ConvState(HeadState):
         self._set_bias(rows, context, halo)
 
     def _set_bias(self, rows: Tensor, context: Tensor, halo: Tensor | None) -> None:
-        bias = self.head.gate_bias(context.to(self.bias.dtype), halo)
-        self.bias[:, :, rows] = rearrange(bias, "b p (l r) -> l p b r", l=self.n_layers)
+        condition = rearrange(self.head.conditioning(context.to(self.bias.dtype), halo), "b p z -> (p b) z")
+        bias = torch.matmul(condition, self.conditioning) + self.head.gate_bias[:, None]  # (L, P * rows, 2R)
+        self.bias[:, :, rows] = rearrange(bias, "l (p b) r -> l p b r", p=self.unit.places)
 
     def _reserve(self, n_units: int) -> None:
         missing = n_units - self.symbols.shape[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import exp, isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +213,7 @@ def _embeddings(embedders: Mapping[tuple[str, str], nn.Module]) -> Iterator[dict
     """Collect what embedders return, as leaves of the graph."""
     found: dict[tuple[str, str], Tensor] = {}
 
-    def keep(kind: tuple[str, str], output: Tensor) -> Tensor:
+    def keep(kind: tuple[str, str], output: Any) -> Tensor:
         assert kind not in found, "an embedder embeds all units of a batch at once"
         found[kind] = output.detach().requires_grad_()
         return found[kind]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from armm.errors import InputError
 from armm.grammar import Grammar
 from armm.modality import Modality
 from armm.sequence import Segment
+from armm.spec import from_spec, to_spec
 from armm.testing.law import LawBroken
 from armm.testing.streams import pick, random_stream
 
@@ -60,6 +61,21 @@ def check_segment(modality: Modality, segment: Segment) -> None:
         grammar_of(modality).check([segment])
     except InputError as error:
         raise LawBroken(LAW, str(error)) from error
+
+
+def check_kept(modality: Modality) -> None:
+    """A bundle keeps a modality as its fields and its files, and that gives the same modality again.
+
+    Raises LawBroken: it does not.
+    """
+    kind = type(modality)
+    if not (is_dataclass(modality) and kind.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise LawBroken(LAW, f"{kind.__name__} is not a frozen dataclass, so a recipe cannot describe it")
+    if "<locals>" in kind.__qualname__:  # has no class path: a class of a test, or of an interactive session
+        return
+    again = from_spec(to_spec(modality), Modality).with_files(modality.files())
+    if again != modality:
+        raise LawBroken(LAW, f"from its fields and files(), {_short(modality)} comes back as {_short(again)}")
 
 
 def check_random_round_trip(modality: Modality, seed: int = 0, n_segments: int = 8) -> None:

@@ -116,18 +116,18 @@ def leaves(grammar: Grammar, limit: int) -> list[list[int]]:
     """Every stream, complete or cut at the greatest length at which there are at most `limit`; at least 1 symbol."""
     level: list[tuple[list[int], Cursor]] = [([], grammar.start())]
     while True:
+        options = [[] if cursor.stage == Stage.DONE else choices(grammar, cursor) for _, cursor in level]
+        n_next = sum(len(own) or 1 for own in options)
+        if not any(options) or (n_next > limit and len(level) > 1):
+            return [stream for stream, _ in level]
         grown: list[tuple[list[int], Cursor]] = []
-        for stream, cursor in level:
-            if cursor.stage == Stage.DONE:
+        for (stream, cursor), own in zip(level, options, strict=True):
+            if not own:
                 grown.append((stream, cursor))
-                continue
-            for symbol in choices(grammar, cursor):
+            for symbol in own:
                 following = cursor.copy()
                 grammar.push(following, symbol)
                 grown.append(([*stream, symbol], following))
-        too_many = len(grown) > limit and len(level) > 1
-        if too_many or all(cursor.stage == Stage.DONE for _, cursor in level):
-            return [stream for stream, _ in level]
         level = grown
 
 

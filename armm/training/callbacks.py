@@ -106,9 +106,16 @@ class SampleLogger(L.Callback):
         prompts = conditions(data, self.n) if isinstance(data, DataModule) else None
         grammar = module.model.grammar
         limit = max(self.max_symbols, *(m.unit_symbols for m in grammar.modalities.values()))
-        fixed = all(not m.ended and m.n_units(m.header((0,) * len(m.header_sizes))) for m in grammar.modalities.values())
+        fixed = all(
+            not m.ended and m.n_units(m.header((0,) * len(m.header_sizes))) for m in grammar.modalities.values()
+        )
         samples = generate(
-            module.model, self.n, prompts=prompts, seed=self.seed, max_symbols=None if fixed else limit, batch_size=self.n
+            module.model,
+            self.n,
+            prompts=prompts,
+            seed=self.seed,
+            max_symbols=None if fixed else limit,
+            batch_size=self.n,
         )
         log_samples(boards[0].experiment, module.model, [s.document for s in samples], trainer.global_step)
 

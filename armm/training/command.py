@@ -189,7 +189,13 @@ def quiet() -> None:
     """Leave out what Lightning says about itself, and what of it a user can do nothing about."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (r"LightningCLI's args.*", r".*does not have many workers.*", r".*treespec.*", r".*log_every_n_steps.*", r".*isinstance.*"):
+    for message in (
+        r"LightningCLI's args.*",
+        r".*does not have many workers.*",
+        r".*treespec.*",
+        r".*log_every_n_steps.*",
+        r".*isinstance.*",
+    ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)

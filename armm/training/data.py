@@ -246,5 +246,3 @@ class Collate:
     def __call__(self, documents: list[Document]) -> tuple[Batch, Counts]:
         counts = count(documents, self.grammar.modalities) if self.counted else {}
         return self.grammar.collate(documents), counts
-
-

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -105,7 +105,11 @@ class GenerativeModule(L.LightningModule):
         self.log("train/nats", (total / n_symbols).detach(), prog_bar=True, batch_size=batch.n_rows)
         # the sum, here; `on_before_optimizer_step` divides by the count of the whole step. The factor undoes the
         # Trainer's division by the number of accumulated batches. Embedders of absent modalities join at weight 0.
-        idle = sum(p.sum() for name, p in self.model.named_parameters() if self._is_idle(name, batch)) if self._many() else 0
+        idle = (
+            sum(p.sum() for name, p in self.model.named_parameters() if self._is_idle(name, batch))
+            if self._many()
+            else 0
+        )
         return (total + 0.0 * idle) * self.trainer.accumulate_grad_batches
 
     def _many(self) -> bool:
@@ -188,5 +192,3 @@ class GenerativeModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.n_seen = checkpoint.get("n_seen", 0)
-
-

@@ -43,7 +43,7 @@ class Optimization:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.muon_lr < 0 or self.weight_decay < 0:
             raise InputError("optimization: lr must be greater than 0, muon_lr and weight_decay at least 0")
-        if not (0 <= self.warmup and 0 <= self.decay and self.warmup + self.decay <= 1):
+        if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
             raise InputError(
                 f"optimization: warmup {self.warmup} and decay {self.decay} are fractions of the run "
                 "and must add up to at most 1"
@@ -105,5 +105,3 @@ def build(model: AutoregressiveModel, config: Optimization) -> Optimizer:
             (decayed if parameter.dim() >= 2 else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return MuonAdamW(muon, [group for group in groups if group["params"]], config)
-
-

@@ -1,13 +1,14 @@
-"""Modalities from outside the package pass every law, and `check-modality` says what is wrong with those that do not."""
+"""Modalities from outside the package pass every law, and what is wrong with those that do not is said."""
 
 from __future__ import annotations
 
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,13 @@ def test_plug_in_goes_into_a_model_with_modalities_of_the_package(plugin: Callab
     protein = plugin("protein")()
     check_round_trip(protein, ["MKV", "ACDEFGHIKLMNPQRSTVWYX"])
     model = tiny_model({"label": Label(3), "protein": protein}, layout=["label", "protein"])
-    (sample,) = generate(model, prompts=[[model.modalities["label"].encode(2)]], seed=1, max_symbols=20)
-    label, residues = sample.document
-    assert model.modalities["label"].decode(label) == 2
-    text = protein.decode(residues)
-    assert text and torch.equal(protein.encode(text).symbols, residues.symbols)
+    prompts = [[model.modalities["label"].encode(c)] for c in (2, 0)]
+    samples = list(generate(model, 40, prompts=prompts, seed=1, max_symbols=20))
+    assert [model.modalities["label"].decode(sample.document[0]) for sample in samples] == [2, 0] * 20
+    texts = [protein.decode(sample.document[1]) for sample in samples]
+    assert len(set(filter(None, texts))) > 4
+    for text, sample in zip(texts, samples, strict=True):
+        assert not text or torch.equal(protein.encode(text).symbols, sample.document[1].symbols)
 
 
 # ----------------------------------------------------------- what checks say
@@ -98,9 +101,6 @@ class Crashing(Letters):
 
 
 def test_verdict_names_law_model_and_place() -> None:
-    verdicts = dict(run_checks(replace(Letters(), name="leaky"), ["abc"]))
-    assert verdicts == dict.fromkeys(LAWS)
-
     @dataclass(frozen=True)
     class LeakyLetters(Letters):
         head: HeadConfig | None = Leaky()
@@ -113,7 +113,7 @@ def test_verdict_names_law_model_and_place() -> None:
 
 
 def test_error_in_a_plug_in_is_a_verdict_that_names_its_line() -> None:
-    fault = dict(run_checks(Crashing()))["round trip"]
+    fault = next(run_checks(Crashing())).fault
     assert fault is not None and "KeyError: 'nothing'" in fault
     with pytest.raises(LawBroken, match="KeyError"):
         check_modality(Crashing())
@@ -123,7 +123,7 @@ def test_error_in_a_plug_in_is_a_verdict_that_names_its_line() -> None:
         def build_embedder(self, width: int) -> Any:
             raise TypeError("no such thing")
 
-    fault = dict(run_checks(NoModule()))["normalised"]
+    fault = list(islice(run_checks(NoModule()), 2))[1].fault
     assert fault is not None and fault.startswith("TypeError: no such thing (test_plugin.py, line ")
 
 
@@ -136,11 +136,11 @@ def test_given_data_is_held_to_its_tolerance() -> None:
 
 @pytest.mark.parametrize(
     "modality",
-    [Text("chars"), Text("bpe", vocab_size=260), Image(max_size=(4, 4), levels=3, block=(2, 2)), Audio(frame=4)],
-    ids=["chars", "bpe", "image", "audio"],
+    [Text("bpe", vocab_size=260), Image(max_size=(2, 4), levels=3, block=(1, 2)), Audio(frame=4)],
+    ids=["bpe", "image", "audio"],
 )
 def test_modality_of_the_package_passes_every_law(modality: Modality) -> None:
-    """Those that learn their vocabulary are fitted on a sample."""
+    """One that learns its vocabulary is fitted on a sample first."""
     assert [*run_checks(modality)] == [(law, None) for law in LAWS]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from armm.modality import Modality
 from armm.sequence import Segment
 from armm.testing import LawBroken, check_round_trip
 from armm.testing.models import Letters
-from armm.testing.round_trip import check_random_round_trip
+from armm.testing.round_trip import check_kept, check_random_round_trip
 
 WORDS = ["a rose is a rose", "naïve\r\n\tΩ 🌹", " spaces  and\n\nlines\n"]
 
@@ -153,6 +153,28 @@ def test_decode_that_fails_on_a_cut_segment_is_caught() -> None:
 
     with pytest.raises(LawBroken, match="raises AssertionError: nothing"):
         check_random_round_trip(Pairs())
+
+
+@dataclass(frozen=True)
+class Forgetful(Letters):
+    """Learns letters and does not keep them."""
+
+    learned: str | None = field(default=None, repr=False)
+
+
+class NoDataclass(Modality):
+    name, vocab = "letters", 3
+    encode, decode = Letters.encode, Letters.decode  # type: ignore[assignment]
+
+
+def test_what_a_bundle_would_lose_is_caught() -> None:
+    """A modality comes back from its fields and its files as it was."""
+    check_kept(Text("chars").fit(WORDS))
+    check_kept(Image(size=(2, 2), levels=3))
+    with pytest.raises(LawBroken, match=r"^round trip: from its fields and files\(\)"):
+        check_kept(Forgetful(learned="abc"))
+    with pytest.raises(LawBroken, match="NoDataclass is not a frozen dataclass"):
+        check_kept(NoDataclass())
 
 
 def test_modality_that_refuses_random_data_asks_for_real_data() -> None:
