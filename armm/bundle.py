@@ -33,9 +33,9 @@ def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] |
 
     Raises InputError: the folder cannot be written, or holds something that is not a bundle.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
-        raise InputError(f"{folder} holds files that are not a bundle; choose another folder or empty it")
+    folder = Path(folder).resolve()  # a link stays, what it points to is replaced
+    if folder.exists() and not _may_replace(folder):
+        raise InputError(f"{folder} holds files that are no bundle's; choose another folder or empty it")
     config = {
         "format": FORMAT,
         "armm": version("armm"),
@@ -47,26 +47,43 @@ def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] |
         "about": about or {},
     }
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         for name, modality in model.modalities.items():
             for file, content in modality.files().items():
                 (beside / f"{name}.{file}").write_bytes(content)
-        save_model(model, str(beside / WEIGHTS))
         (beside / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        save_model(model, str(beside / WEIGHTS))
+        (beside / WEIGHTS).chmod((beside / CONFIG).stat().st_mode)  # the library writes files for the owner only
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot write the bundle: {error.strerror}; check the place and its space"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{folder}: cannot write the bundle: {reason}; check the place and its space") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # stopped between the two
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)
     return folder
+
+
+def _may_replace(folder: Path) -> bool:
+    """Whether a folder is empty, or a bundle and nothing else."""
+    if not folder.is_dir():
+        return False
+    present = {path.name for path in folder.iterdir()}
+    if not present:
+        return True
+    try:
+        config = read_config(folder)
+        own = {f"{name}.{file}" for name, files in config["files"].items() for file in files}
+    except (InputError, AttributeError, TypeError):
+        return False
+    return present <= own | {CONFIG, WEIGHTS}
 
 
 def find(place: str | Path) -> Path:
@@ -116,6 +133,32 @@ def load(place: str | Path, device: str = "cpu") -> AutoregressiveModel:
     """
     folder = find(place)
     config = read_config(folder)
+    try:
+        model = _build(folder, config)
+    except (TypeError, KeyError, AttributeError) as error:  # valid JSON, but not what `save` wrote
+        raise InputError(
+            f"{folder / CONFIG} describes no model ({error!r}); the bundle is damaged, copy it again"
+        ) from error
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{path} is missing; the bundle is not complete, copy it again")
+    try:
+        load_model(model, str(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} does not hold this model's weights: {reason}; copy the bundle again") from error
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        reason = str(error).splitlines()[0]
+        raise InputError(f"there is no device {device!r} here ({reason}); leave it out to run on the CPU") from error
+
+
+def _build(folder: Path, config: dict[str, Any]) -> AutoregressiveModel:
+    """The model that a configuration describes, its weights still random.
+
+    Raises InputError: it cannot be built, or what a modality learned is missing.
+    """
     modalities = {}
     for name, spec in config["modalities"].items():
         files = {}
@@ -124,17 +167,13 @@ def load(place: str | Path, device: str = "cpu") -> AutoregressiveModel:
                 files[file] = (folder / f"{name}.{file}").read_bytes()
             except OSError as error:
                 raise InputError(f"{folder / f'{name}.{file}'} is missing; the bundle is not complete") from error
-        modality = from_spec(spec, Modality)
-        modalities[name] = modality.with_files(files) if files else modality
-    model = AutoregressiveModel(
-        modalities, from_spec(config["backbone"], BackboneConfig), config["layout"], config["context"]
-    )
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise InputError(f"{path} is missing; the bundle is not complete, copy it again")
+        try:
+            modality = from_spec(spec, Modality)
+            modalities[name] = modality.with_files(files) if files else modality
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from error
     try:
-        load_model(model, str(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} does not hold this model's weights: {reason}; copy the bundle again") from error
-    return model.to(device).eval()
+        backbone = from_spec(config["backbone"], BackboneConfig)
+        return AutoregressiveModel(modalities, backbone, config["layout"], config["context"])
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from error

@@ -11,16 +11,15 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 
-from armm.errors import InputError
+from armm.errors import InputError, nearest
 
 
 def train(arguments: list[str]) -> int:
-    try:
-        import jsonargparse  # noqa: F401
-        import lightning  # noqa: F401
-    except ImportError as error:
-        raise InputError(f'training needs {error.name}: pip install "armm[train]"') from error
+    for package in ("jsonargparse", "lightning", "tensorboard"):
+        if find_spec(package) is None:
+            raise InputError(f'training needs {package}: pip install "armm[train]"')
     from armm.training.command import train
 
     return train(arguments)
@@ -75,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"armm {version('armm')}")
-    root.add_argument("command", choices=list(COMMANDS), metavar="COMMAND")
+    root.add_argument("command", metavar="COMMAND")
     return root
 
 
@@ -87,17 +86,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if isinstance(sys.stdout, io.TextIOWrapper):  # generated text may hold bytes that are no characters
         sys.stdout.reconfigure(errors="backslashreplace")
-    # before torch is imported: idle threads that spin slow a busy machine down several times, and win little on a free one
+    # before torch is imported: idle threads that spin slow a busy machine down several times, and win little otherwise
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    chosen = parser().parse_args(arguments[:1])
+    name = arguments[0]
+    if name in ("-h", "--help", "--version"):
+        parser().parse_args([name])
+    if name not in COMMANDS:
+        print(f"armm: there is no command {name!r}{nearest(name, COMMANDS)} (armm --help lists them)", file=sys.stderr)
+        return 2
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a recipe or a bundle may name a class in a file beside it
     try:
-        return COMMANDS[chosen.command][0](arguments[1:])
+        return COMMANDS[name][0](arguments[1:])
     except InputError as error:
-        print(f"armm {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"armm {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\narmm {chosen.command}: stopped", file=sys.stderr)
+        print(f"\narmm {name}: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe (head) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ def import_class(path: str, kind: type[T]) -> type[T]:
     Raises InputError: there is no such module or class, or it is not a `kind`.
     """
     module_name, _, name = path.rpartition(".")
-    if not module_name:
+    if not all(path.split(".")) or not module_name:
         raise InputError(f"{path!r} is not a class path; write it as package.module.Class")
     try:
         module = import_module(module_name)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise InputError(f"class path {path!r}: {error}; install the package or mend the path") from error
     found = getattr(module, name, None)
     if found is None:
@@ -56,13 +56,21 @@ def from_spec(spec: Any, kind: type[T]) -> T:
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise InputError(f"expected a class_path and init_args for a {kind.__name__}, found {str(spec)[:80]!r}")
     found = import_class(spec["class_path"], kind)
+    given = spec.get("init_args") or {}
+    if not is_dataclass(found) or not isinstance(given, dict):
+        raise InputError(
+            f"{spec['class_path']} with {str(given)[:80]!r}: expected a dataclass and its init_args by name"
+        )
     arguments = {}
-    known = {f.name for f in fields(found)} if is_dataclass(found) else set()
-    for key, value in (spec.get("init_args") or {}).items():
+    known = {f.name for f in fields(found) if f.init}
+    for key, value in given.items():
         if key not in known:
             raise InputError(f"{spec['class_path']} takes no {key!r}{nearest(key, known)}")
         arguments[key] = _from_plain(value)
-    return found(**arguments)
+    try:
+        return found(**arguments)
+    except TypeError as error:  # an argument is missing, or of another kind
+        raise InputError(f"{spec['class_path']} cannot be made from {str(given)[:80]}: {error}") from error
 
 
 def _from_plain(value: Any) -> Any:

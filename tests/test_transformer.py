@@ -262,18 +262,19 @@ def test_a_huge_soft_cap_is_none(groups: int) -> None:
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [1, 2, 5, 12, 40])
-def test_window_is_a_mask(window: int, softcap: float | None) -> None:
-    """A position sees itself and the `window - 1` before it, and through L layers L times that far."""
-    config = replace(SMALL, window=window, attention_softcap=softcap, n_layers=1)
-    backbone, x = build(config), units(12, 16)
-    block: Any = backbone.blocks[0]
+def test_window_is_a_mask(window: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position sees itself and the `window - 1` before it, in every layer: as with the slow attention and a mask."""
+    config = replace(SMALL, attention_softcap=softcap)
+    whole, windowed, x = build(config), build(replace(config, window=window)), units(12, 16)
+    i, j = torch.meshgrid(torch.arange(12), torch.arange(12), indexing="ij")
+
+    def masked(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+        return plain_attention(q, k, v, (j <= i) & (i - j < window), softcap)
+
     with torch.no_grad():
-        angles = backbone.angles(torch.arange(12)[None])
-        q, k, v = block.attention.project(block.attention_norm(x), None, angles)
-        i, j = torch.meshgrid(torch.arange(12), torch.arange(12), indexing="ij")
-        attended = plain_attention(q, k, v, (j <= i) & (i - j < window), softcap).transpose(1, 2).flatten(2)
-        expected = backbone.norm(block.finish(x, block.attention.out(attended)))
-        close(backbone(x, None), expected)
+        found = windowed(x, None)
+        monkeypatch.setattr("armm.backbones.transformer.attend", masked)
+        close(found, whole(x, None))
 
 
 def test_window_reaches_so_far_and_no_further() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
+from armm.commands.options import OptionParser
 from armm.errors import InputError
 
 
@@ -13,7 +13,7 @@ def run(arguments: list[str]) -> int:
 
     Raises InputError: there is no such class, or it cannot be made from these arguments.
     """
-    p = argparse.ArgumentParser(prog="armm check-modality", description="Run every law of the library on a modality.")
+    p = OptionParser("check-modality", "Run every law of the library on a modality.")
     p.add_argument("class_path", help="package.module.Class, also of a file in the working directory")
     p.add_argument("--init", default="{}", metavar="JSON", help="arguments of the class, such as '{\"levels\": 4}'")
     options = p.parse_args(arguments)
@@ -21,6 +21,8 @@ def run(arguments: list[str]) -> int:
         init = json.loads(options.init)
     except json.JSONDecodeError as error:
         raise InputError(f"--init is not JSON: {error}; write it as '{{\"levels\": 4}}'") from error
+    if not isinstance(init, dict):
+        raise InputError(f"--init is {options.init}, expected an object such as '{{\"levels\": 4}}'")
     from armm.testing import check_class_path
 
     broken = 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from armm import bundle
+from armm.commands.options import OptionParser
 from armm.commands.prompting import parse_prompts
 from armm.errors import InputError
 from armm.generation import Filter, Sample, generate, temperature, top_k, top_p
@@ -18,8 +20,8 @@ from armm.model import AutoregressiveModel
 DEFAULT_LENGTH = 1000  # symbols, for models whose documents have no end of their own
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="armm generate", description="Sample from a trained model.")
+def parser() -> OptionParser:
+    p = OptionParser("generate", "Sample from a trained model.")
     p.add_argument("run", help="a run folder, its model/, or a bundle")
     p.add_argument("--n", type=int, default=1, help="how many samples (default 1)")
     p.add_argument(
@@ -33,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[NAME=]VALUE",
-        help="what a sample begins with: a text, a label, the file of an image's top rows or of a clip's first seconds; "
-        "NAME where the model has several modalities; repeat for several segments",
+        help="what a sample begins with: a text, a label, the file of an image's top rows or of a clip's first "
+        "seconds; NAME where the model has several modalities; repeat for several segments",
     )
     p.add_argument("--prompt-complete", action="store_true", help="the last prompt is whole; something else follows it")
     p.add_argument("--plan", help="the modalities of a free document in order, such as text,image")
@@ -63,7 +65,7 @@ def run(arguments: list[str]) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; name a folder")
     model = bundle.load(options.run, options.device)
-    prompt = parse_prompts(model, options.prompt)
+    prompt = parse_prompts(model, options.prompt, "--prompt", open_end=not options.prompt_complete)
     limit = options.max_symbols
     if limit is None and not ends_by_itself(model):
         limit = DEFAULT_LENGTH
@@ -72,19 +74,23 @@ def run(arguments: list[str]) -> int:
         options.n,
         prompts=[prompt],
         prompt_complete=options.prompt_complete,
-        plan=options.plan.split(",") if options.plan else None,
+        plan=options.plan.split(",") if options.plan is not None else None,
         seed=options.seed,
         filters=filters,
         max_symbols=limit,
         batch_size=options.batch_size,
     )
     began, kept, n_symbols = time.perf_counter(), [], 0
-    for sample in samples:
-        write(model, sample, options.out, options.seed)
-        kept.append(sample)
-        n_symbols += len(sample.log_probs)
-        if sys.stderr.isatty():
-            print(f"\r{len(kept)} of {options.n}", end="", file=sys.stderr, flush=True)
+    try:
+        for sample in samples:
+            write(model, sample, options.out, options.seed)
+            kept.append(sample)
+            n_symbols += len(sample.log_probs)
+            if sys.stderr.isatty():
+                print(f"\r{len(kept)} of {options.n}", end="", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print(f"\n{len(kept)} of {options.n} samples are in {options.out}")
+        raise
     seconds = time.perf_counter() - began
     if sys.stderr.isatty():
         print("\r", end="", file=sys.stderr)
@@ -95,24 +101,40 @@ def run(arguments: list[str]) -> int:
 
 
 def write(model: AutoregressiveModel, sample: Sample, folder: Path, seed: int) -> list[Path]:
-    """One file for every segment that was generated, at least in part."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = []
-        several = sum(model.modalities[segment.modality].suffixes != () for segment in sample.document) > 1
-        for number, segment in enumerate(sample.document):
-            modality = model.modalities[segment.modality]
-            if len(sample.document) > 1 and not modality.suffixes:
-                continue  # a label beside an image has no file of its own
-            middle = f"-{number}-{segment.modality}" if several else ""
-            path = folder / f"{seed}-{sample.index:04d}{middle}{modality.suffix}"
-            beside = folder / f".{os.getpid()}{modality.suffix}"
-            modality.save(modality.decode(segment), beside)
-            beside.replace(path)
-            written.append(path)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot write samples: {error.strerror}; check the place and its space") from error
+    """One file for every segment of a sample that a file can hold.
+
+    Raises InputError: the files cannot be written.
+    """
+    written = []
+    several = sum(model.modalities[segment.modality].suffixes != () for segment in sample.document) > 1
+    for number, segment in enumerate(sample.document):
+        modality = model.modalities[segment.modality]
+        if len(sample.document) > 1 and not modality.suffixes:
+            continue  # a label beside an image has no file of its own
+        middle = f"-{number}-{segment.modality}" if several else ""
+        path = folder / f"{seed}-{sample.index:04d}{middle}{modality.suffix}"
+        raw = modality.decode(segment)
+        write_whole(path, partial(modality.save, raw))
+        written.append(path)
     return written
+
+
+def write_whole(path: Path, save: Callable[[Path], None]) -> None:
+    """Let `save` write a file beside its place and move it there, so that there is never half of one.
+
+    Raises InputError: it cannot be written.
+    """
+    beside = path.with_name(f".{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save(beside)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: how libsndfile says it
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be written: {reason}; check the place and its space") from error
 
 
 def show(model: AutoregressiveModel, samples: list[Sample], folder: Path) -> None:
@@ -127,4 +149,4 @@ def show(model: AutoregressiveModel, samples: list[Sample], folder: Path) -> Non
         elif preview.kind == "image" and len(segments) > 1:
             from PIL import Image
 
-            Image.fromarray(preview.data).save(folder / f"{name}-grid.png")
+            write_whole(folder / f"{name}-grid.png", Image.fromarray(preview.data).save)

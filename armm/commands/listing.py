@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+from armm.commands.options import OptionParser
 from armm.datasets.builtin import builtin_folder
 from armm.modality import discover
 
 
 def run(arguments: list[str]) -> int:
     """Run `armm list`."""
-    p = argparse.ArgumentParser(prog="armm list", description="Modalities, recipes and runs.")
+    p = OptionParser("list", "Modalities, recipes and runs.")
     p.add_argument("what", nargs="?", choices=["modalities", "recipes", "runs"], help="one of them; all by default")
     p.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (default runs/)")
     options = p.parse_args(arguments)
@@ -49,11 +50,15 @@ def runs(folder: Path) -> list[tuple[str, str]]:
     rows = []
     for path in sorted(folder.rglob("metrics.json")):
         try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            rows.append((str(path.parent), "metrics.json cannot be read"))
-            continue
-        scores = metrics.get("test") or metrics.get("val") or {}
-        bits = [f"{name} {key} {value:.3f}" for name, v in scores.items() for key, value in v.items() if "bits" in key]
-        rows.append((str(path.parent), f"{metrics.get('recipe')}: {', '.join(bits) or 'no scores yet'}"))
+            about = _scores(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, AttributeError):  # someone else's, or damaged
+            about = "metrics.json cannot be read"
+        rows.append((str(path.parent), about))
     return rows
+
+
+def _scores(metrics: dict[str, Any]) -> str:
+    """Its recipe, and the bits of the test or else of the latest validation."""
+    scores = metrics.get("test") or metrics.get("val") or {}
+    bits = [f"{name} {key} {value:.3f}" for name, v in scores.items() for key, value in v.items() if "bits" in key]
+    return f"{metrics.get('recipe')}: {', '.join(bits) or 'no scores yet'}"

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from armm.errors import InputError, nearest
+from armm.modality import Modality
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
 
 
-def parse_prompts(model: AutoregressiveModel, arguments: Sequence[str]) -> Document:
-    """Segments from command line arguments, the last of them possibly only a beginning.
+@contextmanager
+def about_file(path: Path | str) -> Iterator[None]:
+    """Mistakes found inside are about this file, so their messages begin with it."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise InputError(f"{path}: {error}") from error
+
+
+def parse_prompts(
+    model: AutoregressiveModel, arguments: Sequence[str], option: str, open_end: bool = False
+) -> Document:
+    """Segments from command line arguments.
+
+    Args:
+        option: that the arguments were given to, for messages.
+        open_end: the last one is a beginning, to be continued.
 
     Raises InputError: an unknown name, a missing one, or a value that the modality cannot read.
     """
@@ -21,14 +40,16 @@ def parse_prompts(model: AutoregressiveModel, arguments: Sequence[str]) -> Docum
         if not separator or name not in model.modalities:
             if len(known) > 1:
                 raise InputError(
-                    f"prompt {argument[:60]!r}: write it as NAME=VALUE, NAME one of {', '.join(known)}"
-                    f"{nearest(name, known)}"
+                    f"{option} {argument[:60]!r}: write it as NAME=VALUE, NAME one of {', '.join(known)}"
+                    f"{nearest(name, known) if separator else ''}"
                 )
             name, value = known[0], argument
         modality = model.modalities[name]
-        raw = modality.parse(value)
-        last = number == len(arguments) - 1
-        document.append(modality.encode_prompt(raw) if last else modality.encode(raw))
+        is_file = type(modality).parse is Modality.parse
+        with about_file(value if is_file else f"{option} {argument[:60]}"):
+            raw = modality.parse(value)
+            continues = open_end and number == len(arguments) - 1
+            document.append(modality.encode_prompt(raw) if continues else modality.encode(raw))
     return document
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 
 from armm import bundle
-from armm.commands.prompting import modality_for, parse_prompts
+from armm.commands.options import OptionParser
+from armm.commands.prompting import about_file, modality_for, parse_prompts
 from armm.errors import InputError
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
@@ -20,8 +20,8 @@ from armm.windows import windows
 WINDOW = 1024  # units of a window of documents that are longer than the model's context
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="armm score", description="Bits of files under a model.")
+def parser() -> OptionParser:
+    p = OptionParser("score", "Bits of files under a model.")
     p.add_argument("run", help="a run folder, its model/, or a bundle")
     p.add_argument("files", nargs="+", type=Path, metavar="FILE")
     p.add_argument(
@@ -50,11 +50,13 @@ def run(arguments: list[str]) -> int:
     if options.window is not None and options.window < 2:
         raise InputError(f"--window is {options.window}, it must be at least 2")
     model = bundle.load(options.run, options.device)
-    given = [segment.as_condition() for segment in parse_prompts(model, options.given)]
+    given = [segment.as_condition() for segment in parse_prompts(model, options.given, "--given")]
     for path in options.files:
         name = modality_for(model, path)
-        segment = model.modalities[name].encode(model.modalities[name].load(path))
-        result = score(model, [*given, segment], options.window)
+        check_layout(model, [*(segment.modality for segment in given), name])
+        with about_file(path):
+            segment = model.modalities[name].encode(model.modalities[name].load(path))
+            result = score(model, [*given, segment], options.window)
         if options.json:
             print(json.dumps({"file": str(path), **result}))
         else:
@@ -64,20 +66,39 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def check_layout(model: AutoregressiveModel, names: list[str]) -> None:
+    """Raises InputError: the model's documents are of other modalities than these."""
+    layout = model.grammar.layout
+    if layout is None or names == layout:
+        return
+    wanted, found = ", ".join(layout), ", ".join(names)
+    raise InputError(
+        f"this model's documents are {wanted}, found {found}; give what comes before a file with --given NAME=VALUE"
+    )
+
+
 @torch.inference_mode()
 def score(model: AutoregressiveModel, document: Document, window: int | None = None) -> dict[str, Any]:
     """Bits of a document's last segment, and of its structure.
 
     Args:
-        window: units at a time; each window but the first is scored on its second half.
+        window: units at a time; each window but the first is scored on its second half. By default as many as the
+            context has room for.
     """
     grammar, segment = model.grammar, document[-1]
-    size = window or (grammar.context or WINDOW) - (grammar.n_units(document) - segment.n_units)
+    size = window or (WINDOW if grammar.context is None else None)
+    pieces = windows(document, grammar, size)
     payload = structure = 0.0
-    for piece in windows(document, grammar, max(size, 2)):
+    for number, piece in enumerate(pieces):
         batch = grammar.collate([piece]).to(model.begin.device)
-        nats, more = model.log_prob(batch).scored(batch)
+        log_probs = model.log_prob(batch)
+        nats, more = log_probs.scored(batch)
         payload, structure = payload + float(nats), structure + float(more)
+        # control symbols stand in every window: the beginnings count in the first, the document's end in the last
+        if number > 0:
+            structure += float(log_probs.control[:-1].sum())
+        if number < len(pieces) - 1:
+            structure += float(log_probs.control[-1:].sum())
     modality = model.modalities[segment.modality]
     bits = payload / math.log(2)
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 26, 40  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 26, 40  # margins around the plot
 
 Points = Sequence[tuple[float, float]]
 
@@ -79,16 +79,15 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_range: tuple[f
         if line.dots:
             parts += [f'<circle class="{line.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in path]
     parts.append("</svg>")
-    parts += _legend([line for line in lines if line.label])
     parts.append("</svg>")
     return "".join(parts)
 
 
-def _legend(lines: Sequence[Line]) -> list[str]:
-    """In the upper right corner of the plot, where a falling curve leaves room."""
-    parts, right = [], WIDTH - RIGHT - 6
-    for number, line in enumerate(lines):
-        y = TOP + 14 + 17 * number
-        parts.append(f'<line class="{line.style}" x1="{right - 22}" x2="{right}" y1="{y - 4}" y2="{y - 4}"/>')
-        parts.append(f'<text x="{right - 28}" y="{y}" text-anchor="end">{escape(line.label)}</text>')
-    return parts
+def legend(lines: Sequence[Line]) -> str:
+    """The labels of lines, each with a piece of its line, as HTML that wraps."""
+    parts = []
+    for line in (line for line in lines if line.label):
+        piece = f'<line class="{line.style}" x2="24" y1="5" y2="5"/>'
+        swatch = f'<svg class="chart swatch" viewBox="0 0 24 10" aria-hidden="true">{piece}</svg>'
+        parts.append(f'<span class="key">{swatch}{escape(line.label)}</span>')
+    return " ".join(parts)

@@ -56,19 +56,19 @@ def _options(**values: Any) -> tuple[str, ...]:
     return tuple(part for pair in pairs for part in pair)
 
 
-QUICK = ("--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--data.n_val", "2")
+QUICK = ("--trainer.max_steps=20", "--trainer.val_check_interval=10", "--data.n_val=2", "--n_samples=0")
 
 TEXT = Plan(
     name="text",
     recipe="text/stdlib",
     about="Source code of the Python standard library that runs the demo, as 1,024 byte-pair tokens.",
-    quick=(*QUICK, "--data.source.max_bytes", "1000000", "--data.eval_batch_size", "64"),
+    quick=(*QUICK, "--data.source.max_bytes=1000000", "--data.batch_size=2", "--data.crop=64"),
     samplings=(
-        Sampling("text-free", "From nothing", _options(n=2, seed=0, temperature=0.8, max_symbols=260)),
+        Sampling("text-free", "Unprompted", _options(n=2, seed=0, temperature=0.8, max_symbols=260)),
         Sampling("text-prompt", "Prompted", _options(n=2, seed=0, temperature=0.8, max_symbols=200), "class "),
     ),
     quick_samplings=(
-        Sampling("text-free", "From nothing", _options(n=1, seed=0, max_symbols=20)),
+        Sampling("text-free", "Unprompted", _options(n=1, seed=0, max_symbols=20)),
         Sampling("text-prompt", "Prompted", _options(n=2, seed=0, max_symbols=20), "class "),
     ),
 )
@@ -79,14 +79,14 @@ IMAGE = Plan(
     about="The 1,797 handwritten digits that come with scikit-learn: 8 × 8 pixels, 17 levels of grey.",
     quick=QUICK,
     samplings=(
-        Sampling("image-free", "From nothing", _options(n=64, seed=0, batch_size=64)),
+        Sampling("image-free", "Unprompted", _options(n=64, seed=0, batch_size=64)),
         *(
             Sampling(f"image-prompt-{item}", f"Completions of test digit {item}", _options(n=8, seed=0), item=item)
             for item in (0, 1, 2)
         ),
     ),
     quick_samplings=(
-        Sampling("image-free", "From nothing", _options(n=4, seed=0)),
+        Sampling("image-free", "Unprompted", _options(n=4, seed=0)),
         Sampling("image-prompt-0", "Completions of test digit 0", _options(n=2, seed=0), item=0),
     ),
     n_originals=64,
@@ -96,13 +96,13 @@ AUDIO = Plan(
     name="audio",
     recipe="audio/synth",
     about="Notes of six instruments and sung vowels, made by the library's own synthesiser; 8 kHz, 256 mu-law levels.",
-    quick=(*QUICK, "--data.source.clips", "30", "--data.batch_size", "2"),
+    quick=(*QUICK, "--data.source.clips=30", "--data.batch_size=1"),
     samplings=(
-        Sampling("audio-free", "From nothing", _options(n=6, seed=0, max_symbols=8000)),
+        Sampling("audio-free", "Unprompted", _options(n=6, seed=0, max_symbols=8000)),
         Sampling("audio-prompt", "Prompted", _options(n=2, seed=0, max_symbols=6000), item=0),
     ),
     quick_samplings=(
-        Sampling("audio-free", "From nothing", _options(n=2, seed=0, max_symbols=600)),
+        Sampling("audio-free", "Unprompted", _options(n=2, seed=0, max_symbols=600)),
         Sampling("audio-prompt", "Prompted", _options(n=1, seed=0, max_symbols=400), item=0),
     ),
     n_originals=3,

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from armm.demo.charts import Line, line_chart, smooth
+from armm.demo.charts import Line, legend, line_chart, smooth
 from armm.demo.measure import Measurement, machine
 from armm.demo.media import picture_uri, sound_uri, spectrogram
 from armm.demo.plan import Plan, Sampling
@@ -166,7 +166,7 @@ def _chapter(chapter: Chapter) -> str:
         f'<section id="{plan.name}" aria-labelledby="{plan.name}-title"><h2 id="{plan.name}-title">{title}</h2>',
         f"<p>{escape(plan.about)} {counts}: {m.n_test:,} {_plural(m.unit)}.</p>",
         f'<p class="facts">{" · ".join(facts)}</p>',
-        f'<div class="pair"><figure>{_curve(chapter)}<figcaption>{_curve_caption(chapter)}</figcaption></figure>',
+        f'<div class="pair"><figure>{_curve(chapter)}</figure>',
         f"{_bits_table(m)}</div>",
         _command("Train this model", chapter.command),
         {"text": _texts, "image": _images, "audio": _sounds}[plan.name](chapter),
@@ -184,7 +184,7 @@ def _curve(chapter: Chapter) -> str:
     end = max(step for curve in (m.train, m.val) for step, _ in curve)
     lines = [
         Line("", m.train, "batch"),
-        Line("training, smoothed", trained, "training"),
+        Line("training", trained, "training"),
         Line("validation", m.val, "validation", dots=True),
         Line(f"{best.name} (test)", [(0, best.bits), (end, best.bits)], "reference"),
     ]
@@ -194,14 +194,11 @@ def _curve(chapter: Chapter) -> str:
         f"the best baseline, {best.name}, is at {best.bits:.3f}."
     )
     y_range = (min(shown) - margin, max(shown) + margin)
-    return line_chart(f"bits/{m.unit}", lines, "step", y_range, about)
-
-
-def _curve_caption(chapter: Chapter) -> str:
-    caption = "Learning curve. Training is the loss of single batches"
+    caption = "Training is the loss of single batches"
     if chapter.plan.name == "text":
-        caption += ", from tokens to bytes by the test data's average"
-    return caption + "."
+        caption += ", from tokens to bytes by the average of the test data"
+    chart = line_chart(f"bits/{m.unit}", lines, "step", y_range, about)
+    return f'{chart}<div class="keys">{legend(lines)}</div><figcaption>{caption}.</figcaption>'
 
 
 def _bits_table(m: Measurement) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from armm.errors import InputError
+from armm.errors import InputError, nearest
 from armm.generation.filters import Filter
 from armm.generation.noise import gumbel
 from armm.grammar import END, Stage
@@ -101,33 +101,37 @@ def generate(
     """
     numbers = list(samples) if samples is not None else list(range(n))
     if n < 1 or not numbers:
-        raise InputError(f"n is {n}, ask for at least 1 sample")
+        raise InputError(f"n is {n}, ask for at least 1 sample" if n < 1 else "samples is empty, ask for at least 1")
+    if min(numbers) < 0:
+        raise InputError(f"samples names {min(numbers)}; samples are numbered from 0")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, it must be at least 1")
     if max_symbols is not None and max_symbols < 1:
         raise InputError(f"max_symbols is {max_symbols}, ask for at least 1 symbol")
-    forced = check_plan(model, plan)
-    streams = [prompt_stream(model, prompt, prompt_complete) for prompt in prompts or [[]]]
-    if max_symbols is None and not ends_by_itself(model):
+    if max_symbols is None and model.grammar.context is None and not ends_by_itself(model):
         raise InputError("documents of this model end at no length of their own; set max_symbols")
-    training = model.training
-    model.eval()
-    try:
-        for first in range(0, len(numbers), batch_size):
-            batch = numbers[first : first + batch_size]
-            begins = [streams[number % len(streams)] for number in batch]
-            yield from _generate_batch(model, batch, begins, forced, seed, filters, max_symbols)
-    finally:
-        model.train(training)
+    prompts = list(prompts) if prompts else [[]]
+    forced = check_plan(model, plan, prompts)
+    streams = [prompt_stream(model, prompt, prompt_complete) for prompt in prompts]
+
+    def run() -> Iterator[Sample]:
+        training = model.training
+        model.eval()
+        try:
+            for first in range(0, len(numbers), batch_size):
+                batch = numbers[first : first + batch_size]
+                begins = [streams[number % len(streams)] for number in batch]
+                yield from _generate_batch(model, batch, begins, forced, seed, filters, max_symbols)
+        finally:
+            model.train(training)
+
+    return run()  # so that mistakes show when it is called, not when the first sample is taken
 
 
 def ends_by_itself(model: AutoregressiveModel) -> bool:
-    """Whether every document of a model comes to an end."""
+    """Whether every document of a model comes to an end of its own, before any limit of the context."""
     grammar = model.grammar
-    if grammar.context is not None:
-        return True
-    names = grammar.layout or grammar.names
-    modalities = [grammar.modalities[name] for name in names]
+    modalities = [grammar.modalities[name] for name in grammar.layout or grammar.names]
     return all(m.ended or m.n_units(m.header((0,) * len(m.header_sizes))) is not None for m in modalities)
 
 
@@ -142,7 +146,13 @@ def prompt_stream(model: AutoregressiveModel, prompt: Document, complete: bool =
     names = [segment.modality for segment in prompt]
     expected = grammar.layout[: len(names)] if grammar.layout else names
     if names != expected or any(name not in grammar.modalities for name in names):
-        raise InputError(f"the prompt is {names}, the model's documents are {grammar.layout or grammar.names}")
+        known = ", ".join(grammar.layout or grammar.names)
+        raise InputError(f"the prompt is {', '.join(names)}, the model's documents are {known}; begin with these")
+    last, modality = prompt[-1], grammar.modalities[prompt[-1].modality]
+    if not complete and modality.ended and modality.max_units is not None and last.n_units >= modality.max_units:
+        raise InputError(
+            f"the prompt has {last.n_units} units of {names[-1]!r} and no more fit; shorten it, or say that it is complete"
+        )
     n_units = grammar.n_units(prompt)
     if grammar.context is not None and n_units >= grammar.context:
         raise InputError(
@@ -152,16 +162,26 @@ def prompt_stream(model: AutoregressiveModel, prompt: Document, complete: bool =
     return stream[:-1] if complete and grammar.layout is None else stream  # without the symbol that ends a document
 
 
-def check_plan(model: AutoregressiveModel, plan: Sequence[str] | None) -> list[int] | None:
-    """The control symbols that a plan forces, the end included."""
+def check_plan(model: AutoregressiveModel, plan: Sequence[str] | None, prompts: Sequence[Document]) -> list[int] | None:
+    """The control symbols that a plan forces, the end included.
+
+    Raises InputError: it names something unknown, or does not begin with what the prompts are.
+    """
     if plan is None:
         return None
     grammar = model.grammar
     if grammar.layout is not None:
-        raise InputError(f"this model's documents are always {grammar.layout}; leave the plan out")
+        raise InputError(f"this model's documents are always {', '.join(grammar.layout)}; leave the plan out")
     for name in plan:
         if name not in grammar.modalities:
-            raise InputError(f"the plan names {name!r}; the modalities are {', '.join(grammar.names)}")
+            known = ", ".join(grammar.names)
+            raise InputError(f"the plan names {name!r}; the modalities are {known}{nearest(name, grammar.names)}")
+    for prompt in prompts:
+        names = [segment.modality for segment in prompt]
+        if names != list(plan[: len(names)]):
+            raise InputError(
+                f"the prompt is {', '.join(names)}, the plan {', '.join(plan)}; let it begin with the prompt"
+            )
     return [1 + grammar.names.index(name) for name in plan] + [END]
 
 
@@ -174,7 +194,7 @@ def _generate_batch(
     seed: int,
     filters: Sequence[Filter],
     max_symbols: int | None,
-) -> list[Sample]:
+) -> Iterator[Sample]:
     distinct = list({tuple(begin): begin for begin in begins}.values())
     state = model.state(len(distinct))
     logits = state.extend(distinct)
@@ -183,6 +203,7 @@ def _generate_batch(
     logits = logits[share]
     rows = list(range(len(numbers)))  # rows of the state, as places in `numbers`
     finished: dict[int, Sample] = {}
+    n_yielded = 0
     log_probs: list[list[float]] = [[] for _ in numbers]
     noise = NoiseBlock(seed, numbers, model.begin.device)
     while rows:
@@ -191,9 +212,12 @@ def _generate_batch(
             if not done and (max_symbols is None or len(log_probs[place]) < max_symbols):
                 continue
             stop = "length" if not done else "context" if cursor.cut else "end"
-            symbols = state.streams[row]
+            symbols = list(state.streams[row])
             document = model.grammar.parse(symbols)
             finished[place] = Sample(numbers[place], symbols, len(begins[place]), document, log_probs[place], stop)
+        while n_yielded in finished:  # in order, each as soon as those before it are there
+            yield finished[n_yielded]
+            n_yielded += 1
         going = [i for i, place in enumerate(rows) if place not in finished]
         if len(going) < len(rows):
             if not going:
@@ -201,8 +225,7 @@ def _generate_batch(
             state.gather_rows(going)
             rows, logits = [rows[i] for i in going], logits[going]
             noise = NoiseBlock(seed, [numbers[place] for place in rows], model.begin.device)
-        logits = _force(state, logits, forced)
-        chosen = logits
+        chosen = _force(state, logits, forced)
         for keep in filters:
             chosen = keep(chosen)
         symbols = (chosen + noise.next(state.lengths, logits.shape[-1])).argmax(dim=-1)
@@ -210,7 +233,6 @@ def _generate_batch(
         for place, value in zip(rows, nats, strict=True):
             log_probs[place].append(value)
         logits = state.extend(symbols[:, None])
-    return [finished[place] for place in range(len(numbers))]
 
 
 def _force(state: State, logits: Tensor, forced: list[int] | None) -> Tensor:
@@ -221,5 +243,6 @@ def _force(state: State, logits: Tensor, forced: list[int] | None) -> Tensor:
         if cursor.stage == Stage.CONTROL:
             wanted = forced[len(cursor.closed)]
             logits = logits.clone()
-            logits[row] = torch.full_like(logits[row], float("-inf")).index_fill(0, torch.tensor(wanted), 0.0)
+            logits[row] = float("-inf")
+            logits[row, wanted] = 0.0
     return logits

@@ -19,16 +19,16 @@ Filter = Callable[[Tensor], Tensor]
 def temperature(t: float) -> Filter:
     """Divide the logits by t; 0 leaves the most probable symbol alone (the lowest one among equals).
 
-    Raises InputError: t is negative or not a number.
+    Raises InputError: t is negative, not a number, or too small to divide by.
     """
-    if not t >= 0 or t == float("inf"):
-        raise InputError(f"temperature is {t}, it must be a number of at least 0; 0 is greedy, 1 samples the model")
+    if not 0 <= t < float("inf") or 0 < t < 1e-6:
+        raise InputError(f"temperature is {t}, it must be 0 or at least 0.000001; 0 is greedy, 1 samples the model")
 
     def apply(logits: Tensor) -> Tensor:
         if t > 0:
             return logits / t
         best = logits.argmax(dim=-1, keepdim=True)
-        return torch.full_like(logits, float("-inf")).scatter(-1, best, 0.0)
+        return torch.full_like(logits, float("-inf")).scatter(-1, best, logits.gather(-1, best))
 
     return apply
 

@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ from armm.training.module import GenerativeModule
 def write_json(path: Path, content: Any) -> None:
     """Write a file that is never seen half-written."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    try:
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 class Recorder(L.Callback):
@@ -41,33 +45,40 @@ class Recorder(L.Callback):
     def __init__(self, folder: Path, recipe: str, seed: int | None) -> None:
         self.folder, self.recipe, self.seed = folder, recipe, seed
         self.interrupted = False
-        self._began = 0.0
+        self.validated_at = -1  # the step of the latest validation
+        self._began: float | None = None
         self.training_seconds = 0.0
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._began = time.perf_counter()
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.training_seconds = time.perf_counter() - self._began
-        self.record(trainer, module)
+        self._record_fit(trainer, module)
+        self._began = None
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.training_seconds = time.perf_counter() - self._began
-            self.record(trainer, module)
+        if trainer.sanity_checking:
+            return
+        self.validated_at = trainer.global_step
+        self._record_fit(trainer, module)
 
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.record(trainer, module)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and isinstance(module, GenerativeModule) and module.net:
+        if isinstance(exception, KeyboardInterrupt):
             self.interrupted = True
+            self._record_fit(trainer, module)
+
+    def _record_fit(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write, with the seconds so far while training runs."""
+        if self._began is not None:
             self.training_seconds = time.perf_counter() - self._began
-            self.record(trainer, module)
+        self.record(trainer, module)
 
     def record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the bundle and the scores so far."""
-        if not trainer.is_global_zero or not isinstance(module, GenerativeModule):
+        if not trainer.is_global_zero or not isinstance(module, GenerativeModule) or module.net is None:
             return
         content = {
             "recipe": self.recipe,
@@ -104,28 +115,33 @@ class SampleLogger(L.Callback):
         assert isinstance(module, GenerativeModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         prompts = conditions(data, self.n) if isinstance(data, DataModule) else None
-        grammar = module.model.grammar
-        limit = max(self.max_symbols, *(m.unit_symbols for m in grammar.modalities.values()))
-        fixed = all(
-            not m.ended and m.n_units(m.header((0,) * len(m.header_sizes))) for m in grammar.modalities.values()
-        )
+        model = module.model
+        at_least_a_unit = max(self.max_symbols, *(m.unit_symbols for m in model.modalities.values()))
         samples = generate(
-            module.model,
+            model,
             self.n,
             prompts=prompts,
+            prompt_complete=prompts is not None,
             seed=self.seed,
-            max_symbols=None if fixed else limit,
+            max_symbols=None if has_fixed_length(model) else at_least_a_unit,
             batch_size=self.n,
         )
-        log_samples(boards[0].experiment, module.model, [s.document for s in samples], trainer.global_step)
+        log_samples(boards[0].experiment, model, [s.document for s in samples], trainer.global_step)
+
+
+def has_fixed_length(model: AutoregressiveModel) -> bool:
+    """Whether the headers say how long every segment is, as those of images do."""
+    modalities = model.modalities.values()
+    return all(not m.ended and m.n_units(m.header((0,) * len(m.header_sizes))) is not None for m in modalities)
 
 
 def conditions(data: DataModule, n: int) -> list[Document] | None:
-    """The given segments of some validation documents, as prompts."""
+    """What some validation documents begin with that is given: prompts to sample after."""
     if not data.conditions:
         return None
     documents = [data.val.document(index, index) for index in range(min(n, len(data.val)))]
-    return [[segment for segment in document if segment.modality in data.conditions] for document in documents]
+    given = [list(takewhile(lambda segment: segment.modality in data.conditions, document)) for document in documents]
+    return given if any(given) else None
 
 
 def log_samples(board: Any, model: AutoregressiveModel, documents: list[Document], step: int) -> None:
@@ -141,4 +157,6 @@ def log_samples(board: Any, model: AutoregressiveModel, documents: list[Document
         elif preview.kind == "audio":
             board.add_audio(tag, torch.from_numpy(preview.data)[None], step, preview.sample_rate)
         else:
-            board.add_text(tag, f"```\n{preview.data}\n```", step)
+            # TensorBoard takes no bytes that are no characters
+            text = preview.data.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            board.add_text(tag, f"```\n{text}\n```", step)

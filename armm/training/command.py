@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
+import shutil
 import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from armm.datasets import builtin_folder
 from armm.errors import InputError, nearest
 from armm.modality import discover
-from armm.spec import import_class
 from armm.training.callbacks import Recorder, SampleLogger
+from armm.training.complaints import explain
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
 from armm.training.progress import StepProgress
@@ -36,7 +40,7 @@ DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
     "data.n_val": 2,
     "n_samples": 1,
 }
-KEY = re.compile(r"Option '([\w.-]+)'|Key '([\w.-]+)'|[Uu]nrecognized arguments: --([\w.-]+)|key \"([\w.-]+)\" is not")
+CONFIG = "config.yaml"
 
 
 def find_recipe(name: str) -> Path:
@@ -47,12 +51,24 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if name.startswith("-"):
+        raise InputError(f"the recipe comes before {name}: armm train RECIPE --key value (armm list shows the recipes)")
     folder = builtin_folder("recipes")
     known = {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
     short = name.removeprefix("recipes/").removesuffix(".yaml")
     if short in known:
         return known[short]
-    raise InputError(f"no recipe at {name}{nearest(short, known)}; armm list shows the recipes")
+    raise InputError(f"there is no recipe {name}{nearest(short, known)} (armm list shows the recipes)")
+
+
+def check_recipe(path: Path) -> None:
+    """Raises InputError: not a YAML file of sections."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {error}; mend it or name another recipe") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no recipe: expected the sections model, data and trainer in it")
 
 
 def new_run(recipe: Path) -> Path:
@@ -82,6 +98,8 @@ class TrainCLI(LightningCLI):
                 "num_sanity_val_steps": 0,
                 "enable_checkpointing": False,
                 "enable_model_summary": False,
+                # data.train_dataloader deals the training data out itself
+                "use_distributed_sampler": False,
             },
             parser_kwargs={"exit_on_error": False, "prog": "armm train RECIPE"},
             args=arguments,
@@ -103,8 +121,12 @@ class TrainCLI(LightningCLI):
         self.run_dir = Path(wanted) if wanted else new_run(self.recipe)
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise InputError(f"run_dir {self.run_dir} is a file; name a folder")
-        if (self.run_dir / "metrics.json").exists() or (self.run_dir / "model").exists():
+        if rank_zero_only.rank == 0 and any(
+            (self.run_dir / name).exists() for name in ("metrics.json", "model", CONFIG)
+        ):
             raise InputError(f"run_dir {self.run_dir} already holds a run; name another or remove it")
+        if self.config["n_samples"] < 0:
+            raise InputError(f"n_samples is {self.config['n_samples']}, it must be at least 0; 0 logs none")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = self.config_init["trainer"]
@@ -127,8 +149,9 @@ class TrainCLI(LightningCLI):
 
     def save_config(self) -> None:
         """Write the resolved configuration into the run's folder."""
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, self.run_dir / "config.yaml", skip_check=True, overwrite=True)
+        if self.trainer.is_global_zero:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, self.run_dir / CONFIG, skip_check=True, overwrite=True)
 
 
 def recipe_name(recipe: Path) -> str:
@@ -151,27 +174,74 @@ def train(arguments: list[str]) -> int:
         print("Every key of a recipe, and every Trainer flag, is an option:\n")
         arguments = ["image/digits", "--help"]
     recipe = find_recipe(arguments[0])
+    check_recipe(recipe)
+    arguments = arguments[1:]
     if "--debug" in arguments:
-        arguments = [argument for argument in arguments if argument != "--debug"]
-        arguments[1:1] = [f"--{key}={value}" for key, value in DEBUG.items()]
+        given = [argument for argument in arguments if argument != "--debug"]
+        arguments = [*(f"--{key}={value}" for key, value in DEBUG.items()), *given]
     try:
-        cli = TrainCLI(recipe, ["--config", str(recipe), *arguments[1:]])
+        return run(recipe, arguments)
     except ArgumentError as error:
         raise InputError(f"{recipe}: {explain(error)}") from error
-    cli.save_config()
-    began = time.perf_counter()
-    try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    except SystemExit:
-        if not cli.recorder.interrupted:
+    except InputError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise InputError("there is not enough memory on the device; lower data.batch_size, or data.crop") from error
+    except OSError as error:
+        place = error.filename or "a file of the run"
+        raise InputError(f"{place}: {error.strerror or error}; check the place and its space") from error
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        if not raised_by(error, "lightning"):
             raise
+        raise InputError(f"{recipe}: the Trainer says: {error}") from error
+
+
+def run(recipe: Path, arguments: list[str]) -> int:
+    """Train, validate, test, report."""
+    cli = TrainCLI(recipe, ["--config", str(recipe), *arguments])
+    cli.model.prepare(cli.datamodule)
+    with keep_only_runs(cli.run_dir):
+        cli.save_config()
+        began = time.perf_counter()
+        try:
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+            if cli.recorder.validated_at != cli.trainer.global_step:
+                cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+            cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        except SystemExit:  # how the Trainer ends on Ctrl-C
+            if not cli.recorder.interrupted:
+                raise
     if cli.recorder.interrupted:
         print(f"\nstopped at step {cli.trainer.global_step}; the model so far is in {cli.run_dir / 'model'}")
         return 130
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
-    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     report(cli, time.perf_counter() - began)
     return 0
+
+
+@contextmanager
+def keep_only_runs(folder: Path) -> Iterator[None]:
+    """Where what happens inside fails before there is a model, remove the folder and its parents that were not there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    was_empty = not missing and not any(folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        if not (folder / "model").exists() and (missing or was_empty):
+            shutil.rmtree(folder, ignore_errors=True)
+            for path in missing[1:]:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+            if was_empty:
+                folder.mkdir()
+        raise
+
+
+def raised_by(error: BaseException, package: str) -> bool:
+    """Whether an error was raised in a package's own code."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__")).partition(".")[0] == package
 
 
 def report(cli: TrainCLI, seconds: float) -> None:
@@ -201,30 +271,3 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=r".*Experiment logs directory.*")
     warnings.filterwarnings("ignore", message=r".*batch_size.*ambiguous.*")
-
-
-def explain(error: Exception) -> str:
-    """The parser's complaint in one line, naming the nearest known key or class."""
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-    text = " ".join(lines)
-    if len(text) > 600:
-        text = text[:300] + " ... " + text[-300:]
-    found = KEY.search(text)
-    if not found:
-        return text
-    key = next(group for group in found.groups() if group)
-    return text + nearest(key.split(".")[-1], _known_keys(text, key))
-
-
-def _known_keys(text: str, key: str) -> Iterator[str]:
-    """The keys that could have been meant: of the class that the message names, or of the section that the key is in."""
-    classes = re.findall(r"class_path '([\w.]+)'", text)
-    sections = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule}
-    if classes:
-        owner: Any = import_class(classes[-1], object)
-    else:
-        owner = sections.get(key.split(".")[0])
-    if owner is None:
-        yield from (*sections, "run_dir", "seed_everything", "n_samples")
-    else:
-        yield from inspect.signature(owner.__init__).parameters

@@ -12,15 +12,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from armm.datasets import Items, ListOfItems, Source, Splits
-from armm.errors import InputError
+from armm.datasets.files import FileItems
+from armm.errors import InputError, nearest
 from armm.grammar import Grammar
 from armm.modality import Modality
 from armm.sequence import Batch, Document
 from armm.training.order import StatelessBatches
-from armm.windows import is_open_ended, windows
+from armm.windows import is_open_ended, room, windows
 
 Counts = dict[str, tuple[int, int]]
-"""By modality: how many natural units of bits, and of nats, the scored part of a batch has."""
+"""By modality: how many natural units of bits, and of nats, the scored part of a batch has; and of `STRUCTURE`."""
+
+STRUCTURE = "structure"
+"""Where the bits of control symbols, headers and end decisions are counted; they are per document."""
 
 
 class Documents:
@@ -38,12 +42,22 @@ class Documents:
         return len(self.items)
 
     def document(self, index: int, draw: int) -> Document:
-        """Document `index`; items that are the same at every draw are encoded once."""
-        if self._kept is None:
-            return self._encode(self.items.item(index, draw))
-        if index not in self._kept:
-            self._kept[index] = self._encode(self.items.item(index, draw))
-        return self._kept[index]
+        """Document `index`; items that are the same at every draw are encoded once.
+
+        Raises InputError: the data does not fit the model.
+        """
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        try:
+            document = self._encode(self.items.item(index, draw))
+        except InputError as error:
+            path = self.items.paths[index] if isinstance(self.items, FileItems) else None
+            if path is None or str(error).startswith(str(path)):
+                raise
+            raise InputError(f"{path}: {error}") from error
+        if self._kept is not None:
+            self._kept[index] = document
+        return document
 
     def _encode(self, item: Mapping[str, Any]) -> Document:
         names = self.grammar.layout or list(item)
@@ -57,15 +71,13 @@ class Documents:
 
 
 def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> Document:
-    """A random window of at most `size` units of every segment that is longer and may be cut."""
-    if size is None:
-        return document
-    cropped = []
-    for number, segment in enumerate(document):
-        if segment.n_units > size and is_open_ended(segment, grammar):
-            generator = np.random.default_rng([draw, number])
-            segment = segment.window(int(generator.integers(0, segment.n_units - size + 1)), size)
-        cropped.append(segment)
+    """A random window of every segment that may be cut and has more than `size` units, or more than fit the context."""
+    cropped = list(document)
+    for at, segment in enumerate(document):
+        limit = room(cropped, at, grammar, size)
+        if limit is not None and segment.n_units > limit and is_open_ended(segment, grammar):
+            generator = np.random.default_rng([draw, at])
+            cropped[at] = segment.window(int(generator.integers(0, segment.n_units - limit + 1)), limit)
     return cropped
 
 
@@ -80,7 +92,9 @@ def count(documents: Sequence[Document], modalities: Mapping[str, Modality]) -> 
                 scored = segment.window(segment.n_given, segment.n_units) if segment.n_given else segment
                 bits, nats = bits + modality.n_bits_per(scored), nats + modality.n_nats_per(scored)
             counts[segment.modality] = (bits, nats)
-    return counts
+    # a document in windows is counted with its last
+    n_documents = sum(not any(segment.cut for segment in document) for document in documents)
+    return {**counts, STRUCTURE: (n_documents, n_documents)}
 
 
 def spread(n: int, at_most: int | None) -> list[int]:
@@ -106,7 +120,7 @@ class DataModule(L.LightningDataModule):
         source: where the data comes from.
         path: your own file or folder, or where a downloaded set lies; the source's own place by default.
         batch_size: documents per step.
-        crop: units of a training window of long texts and clips; all by default.
+        crop: units of a training window of long texts and clips; as many as the context has room for by default.
         eval_window: units of a window when scoring long texts and clips; twice `crop` by default.
         eval_batch_size: documents side by side when scoring.
         conditions: modalities that are given, not scored: a label in `[label, image]`.
@@ -131,12 +145,21 @@ class DataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for key, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("crop", crop or 1)):
-            if value < 1:
-                raise InputError(f"data.{key} is {value}, it must be at least 1")
+        for key, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("crop", crop, 1),
+            ("eval_window", eval_window, 2),
+            ("n_val", n_val, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"data.{key} is {value}, it must be at least {least}")
         self.source, self.path = source, Path(path) if path is not None else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.crop, self.eval_window = crop, eval_window or (2 * crop if crop else None)
+        self.crop = crop
+        self.eval_window = 2 * crop if eval_window is None and crop is not None else eval_window
         self.conditions, self.n_val = conditions or [], n_val
         self.on_error: Literal["fail", "skip"] = on_error
         self.num_workers, self.seed = num_workers, seed
@@ -166,14 +189,25 @@ class DataModule(L.LightningDataModule):
         }
 
     def attach(self, grammar: Grammar) -> None:
-        """Encode for models of this grammar from now on."""
+        """Encode for models of this grammar from now on.
+
+        Raises InputError: conditions that do not fit the model, or data that does not.
+        """
         for name in self.conditions:
             if name not in grammar.modalities:
-                raise InputError(f"data.conditions names {name!r}; the modalities are {', '.join(grammar.names)}")
+                known = ", ".join(grammar.names)
+                raise InputError(
+                    f"data.conditions names {name!r}; the modalities are {known}{nearest(name, grammar.names)}"
+                )
+        if set(self.conditions) >= set(grammar.layout or grammar.names):
+            raise InputError(f"data.conditions names {', '.join(self.conditions)}, so nothing is left to learn")
         self.grammar = grammar
         self.train = Documents(self._split("train"), grammar, self.conditions)
         self.val = Documents(self._split("val"), grammar, self.conditions)
         self.test = Documents(self._split("test"), grammar, self.conditions)
+        # what does not fit shows now, before a run has a folder
+        grammar.check(crop(self.train.document(0, 0), grammar, self.crop, 0))
+        self._pieces = {"val": self._windows(self.val, self.n_val), "test": self._windows(self.test, None)}
 
     def _split(self, name: Literal["train", "val", "test"]) -> Items:
         assert self.splits is not None, "fit_modalities comes first"
@@ -197,18 +231,16 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
-        lengths, repeats = [], []
         ragged = any(m.ended for m in self.grammar.modalities.values()) or self.grammar.layout is None
         known = isinstance(self.train.items, ListOfItems)
-        for index in range(len(self.train)):
-            document = self.train.document(index, index) if known or index == 0 else None
-            n_units = max((s.n_units for s in document), default=0) if document else 1
-            repeats.append(max(1, round(n_units / self.crop)) if self.crop and known else 1)
-            lengths.append(min(n_units, self.crop or n_units))
+        repeats, lengths = [1] * len(self.train), None
+        if known:
+            documents = [self.train.document(index, index) for index in range(len(self.train))]
+            cropped = [crop(document, self.grammar, self.crop, 0) for document in documents]
+            whole, lengths = ([max(s.n_units for s in d) for d in some] for some in (documents, cropped))
+            repeats = [max(1, round(n / max(kept, 1))) for n, kept in zip(whole, lengths, strict=True)]
         rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = StatelessBatches(
-            repeats, self.batch_size, self.seed, lengths if ragged and known else None, rank, n_ranks
-        )
+        order = StatelessBatches(repeats, self.batch_size, self.seed, lengths if ragged else None, rank, n_ranks)
         return DataLoader(
             TrainingSet(self.train, self.crop),
             batch_sampler=order,
@@ -218,23 +250,31 @@ class DataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._scored(self.val, self.n_val)
+        return self._scored("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._scored(self.test, None)
+        return self._scored("test")
 
-    def _scored(self, documents: Documents, at_most: int | None) -> DataLoader[Any]:
-        """Every unit once, documents of like length together."""
+    def _scored(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
+        # the loader takes any sequence
+        pieces: Dataset[Document] = self._pieces[split]  # type: ignore[assignment]
+        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))
+
+    def _windows(self, documents: Documents, at_most: int | None) -> list[Document]:
+        """Every unit once, or some windows; documents of like length together."""
+        grammar = documents.grammar
         pieces = [
             piece
             for index in spread(len(documents), at_most)
-            for piece in windows(documents.document(index, index), self.grammar, self.eval_window)
+            for piece in windows(documents.document(index, index), grammar, self.eval_window)
         ]
-        pieces = [pieces[i] for i in spread(len(pieces), at_most)]
-        pieces.sort(key=lambda piece: sum(segment.n_units for segment in piece))
-        # the loader takes any sequence
-        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))  # type: ignore[arg-type]
+        for piece in pieces:
+            grammar.check(piece)
+        return sorted(
+            (pieces[i] for i in spread(len(pieces), at_most)),
+            key=lambda piece: sum(segment.n_units for segment in piece),
+        )
 
 
 class Collate:

@@ -17,7 +17,7 @@ from armm.errors import InputError
 from armm.modality import Modality
 from armm.model import AutoregressiveModel, LogProbs
 from armm.sequence import Batch
-from armm.training.data import Counts, DataModule
+from armm.training.data import STRUCTURE, Counts, DataModule
 from armm.training.optim import Optimization, build
 
 
@@ -48,7 +48,14 @@ class GenerativeModule(L.LightningModule):
         self.optimization, self.weights = optimization, weights or {}
         for name, weight in self.weights.items():
             if name not in modalities or weight < 0:
-                raise InputError(f"weights.{name} is {weight}; name a modality and give it a weight of at least 0")
+                known = ", ".join(modalities)
+                raise InputError(
+                    f"model.weights.{name} is {weight}; name a modality ({known}) and give it a weight of at least 0"
+                )
+        if not any(self.weights.get(name, 1.0) for name in modalities):
+            raise InputError("model.weights are all 0, so nothing is left to learn; give a modality a weight above 0")
+        if STRUCTURE in modalities:
+            raise InputError(f"{STRUCTURE!r} cannot name a modality: the bits of control symbols are reported under it")
         self.net: AutoregressiveModel | None = None
         self.n_seen = 0
         self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
@@ -63,23 +70,33 @@ class GenerativeModule(L.LightningModule):
 
     # -------------------------------------------------------------- set-up
 
-    def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, DataModule), "train with armm.training.DataModule"
+    def prepare(self, data: DataModule) -> None:
+        """Load the data and build the model for it; both stay as they are if that has been done.
+
+        Raises InputError: data or a model that are not right, or that do not fit each other.
+        """
         if self.net is None:
             fitted = data.fit_modalities(self.modalities)
-            self.net = AutoregressiveModel(fitted, self.backbone_config, self.layout, self.context)
-            data.attach(self.net.grammar)
+            net = AutoregressiveModel(fitted, self.backbone_config, self.layout, self.context)
+            data.attach(net.grammar)
             for name in fitted:
-                self.net.head(name).set_unigram(data.unigram(name))
+                net.head(name).set_unigram(data.unigram(name))
+            self.net = net
         elif data.grammar is None:
             data.fit_modalities(self.model.modalities)
             data.attach(self.model.grammar)
 
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, DataModule), "train with armm.training.DataModule"
+        self.prepare(data)
+
     def configure_optimizers(self) -> Any:
         optimizer = build(self.model, self.optimization)
-        n_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, self.optimization.factor(n_steps))
+        n_steps = self.trainer.estimated_stepping_batches
+        if n_steps == float("inf"):
+            raise InputError("the run has no end to plan the learning rate for; set trainer.max_steps or max_epochs")
+        schedule = LambdaLR(optimizer, self.optimization.factor(int(n_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ------------------------------------------------------------ training
@@ -100,26 +117,28 @@ class GenerativeModule(L.LightningModule):
     def training_step(self, data: tuple[Batch, Counts], index: int) -> Tensor:
         batch, _ = data
         total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch))
+        if not total.isfinite():
+            raise InputError(
+                f"the loss is {float(total)} at step {self.trainer.global_step}; lower model.optimization.lr, or muon_lr"
+            )
         self._window_count = self._window_count.to(n_symbols) + n_symbols.detach()
         self.n_seen += int(sum(segment.known.sum() for segment in batch.segments.values()))
-        self.log("train/nats", (total / n_symbols).detach(), prog_bar=True, batch_size=batch.n_rows)
+        mean = total.detach() / n_symbols.clamp(min=1e-9)  # a batch may hold conditions only
+        self.log("train/nats", mean, prog_bar=True, batch_size=batch.n_rows)
         # the sum, here; `on_before_optimizer_step` divides by the count of the whole step. The factor undoes the
         # Trainer's division by the number of accumulated batches. Embedders of absent modalities join at weight 0.
-        idle = (
-            sum(p.sum() for name, p in self.model.named_parameters() if self._is_idle(name, batch))
-            if self._many()
-            else 0
-        )
-        return (total + 0.0 * idle) * self.trainer.accumulate_grad_batches
+        if self.trainer.world_size > 1:
+            total = total + 0.0 * sum(parameter.sum() for parameter in self.idle_parameters(batch))
+        return total * self.trainer.accumulate_grad_batches
 
-    def _many(self) -> bool:
-        return self.trainer.world_size > 1
-
-    def _is_idle(self, name: str, batch: Batch) -> bool:
-        """Whether a parameter took no part in a batch; with several ranks every one must have a gradient."""
-        parts = name.split(".")
-        owners = ("embedders", "heads", "values", "decisions", "header_logits", "header_embeddings")
-        return parts[0] in owners and parts[1] not in batch.segments
+    def idle_parameters(self, batch: Batch) -> list[Tensor]:
+        """Those that take no part in a batch; with several ranks every parameter must have a gradient."""
+        model = self.model
+        owners = (model.embedders, model.heads, model.values)
+        owners += (model.decisions, model.header_logits, model.header_embeddings)
+        absent = [name for name in model.modalities if name not in batch.segments]
+        parts = [owner[name] for owner in owners for name in absent if name in owner]
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the step's summed nats into that of its mean, over all accumulated batches and ranks."""
@@ -127,9 +146,10 @@ class GenerativeModule(L.LightningModule):
         if self.trainer.world_size > 1:
             n_symbols = self.trainer.strategy.reduce(n_symbols, reduce_op="mean")  # gradients are averaged over ranks
         assert isinstance(n_symbols, Tensor)
-        scale = 1.0 / n_symbols.clamp(min=1)
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, scale)
+        scale = torch.where(n_symbols > 0, 1.0 / n_symbols, 0.0)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
         self._window_count = torch.zeros((), device=self.device)
 
     # ------------------------------------------------------------- scoring
@@ -144,7 +164,7 @@ class GenerativeModule(L.LightningModule):
             self._add(name, total, n_bits, n_nats)
         _, structure = nats.scored(batch)
         if nats.decisions or nats.headers or nats.control.numel():
-            self._add("structure", float(structure), batch.n_rows, batch.n_rows)
+            self._add(STRUCTURE, float(structure), *counts.get(STRUCTURE, (0, 0)))
 
     def _add(self, name: str, nats: float, n_bits: int, n_nats: int) -> None:
         sums = self._sums.setdefault(name, [0.0, 0.0, 0.0])
@@ -159,7 +179,7 @@ class GenerativeModule(L.LightningModule):
             nats, n_bits, n_nats = sums
             if not n_bits:
                 continue
-            if name == "structure":
+            if name == STRUCTURE:
                 results[name] = {"bits_per_document": nats / math.log(2) / n_bits}
                 continue
             modality = self.model.modalities[name]
@@ -171,7 +191,7 @@ class GenerativeModule(L.LightningModule):
         self.metrics[split] = results
         for name, values in results.items():
             for key, value in values.items():
-                self.log(f"{split}/{name}/{key}", value, prog_bar=key.startswith("bits") and name != "structure")
+                self.log(f"{split}/{name}/{key}", value, prog_bar=key.startswith("bits") and name != STRUCTURE)
 
     def validation_step(self, data: tuple[Batch, Counts], index: int) -> None:
         self._score(data)

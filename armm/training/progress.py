@@ -27,7 +27,14 @@ class StepProgress(ProgressBar):
 
     def _open(self, what: str, total: float) -> tqdm[Any]:
         n = int(total) if total not in (float("inf"), -1) else None
-        return tqdm(total=n, desc=what, file=sys.stderr, disable=not self._enabled, dynamic_ncols=True, mininterval=0.5)
+        return tqdm(
+            total=n,
+            desc=what,
+            file=sys.stderr,
+            disable=not self._enabled,
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._bar = self._open("training", trainer.estimated_stepping_batches)

@@ -1,0 +1,115 @@
+"""What jsonargparse says about a recipe or an option, in one line that names the key and the nearest known one."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import lightning as L
+
+from armm.backbones import BackboneConfig
+from armm.datasets import Source
+from armm.errors import InputError, nearest
+from armm.heads import HeadConfig
+from armm.modality import Modality
+from armm.spec import import_class
+from armm.training.data import DataModule
+from armm.training.module import GenerativeModule
+
+SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule}
+TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples")
+
+
+def explain(error: Exception) -> str:
+    """The parser's complaint in one line."""
+    text = " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -"))
+    place = ".".join(re.findall(r'Parser key "([\w.]+)"', text))
+    at = f"{place}: " if place else ""
+    # the deepest cause stands last; what a Union's other branches say comes after it and starts with Expected
+    if found := re.search(r"unrecognized arguments: (\S+)", text):
+        return _unknown_option(found[1])
+    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.-]+)'", text):
+        return f"{found[1]} takes no {found[2]!r}{nearest(found[2], _parameters(SECTIONS.get(found[1])))}"
+    if found := _last(r"class_path '([\w.]+)': Option '([\w.-]+)' is not accepted", text):
+        return f"{at}{found[1]} takes no {found[2]!r}{nearest(found[2], _parameters(_class_at(found[1])))}"
+    if found := re.search(r"Option '([\w.-]+)' is not accepted", text):
+        word = found[1].partition(".")[0]
+        return f"a recipe takes no {word!r}{nearest(word, TOP)}"
+    if found := _last(r"class_path '([\w.]+)': module '([\w.]+)' has no attribute '(\w+)'", text):
+        return f"{at}there is no class {found[1]}{_nearest_in_module(found[2], found[3])}"
+    if found := _last(r"class_path '([\w.]+)': No module named '([\w.]+)'", text):
+        return f"{at}there is no class {found[1]}: no module {found[2]}; install its package or mend the path"
+    if found := _last(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", text):
+        return f"{at}{found[1]} is no {found[2]}"
+    if found := _last(r"Expected a dot import path string: (\S*)", text):
+        return f"{at}there is no class {found[1]!r}{nearest(found[1], _class_names())}"
+    if found := _last(r"Expected an? (.+?)\. Got value: (.*)", text):
+        return f"{at}expected {_plain(found[1])}, found {_short(found[2])}"
+    if found := re.search(r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)", text):
+        return f"{at}expected {_plain(found[1])}, found {_short(found[2])}"
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+
+
+def _last(pattern: str, text: str) -> re.Match[str] | None:
+    found = None
+    for match in re.finditer(pattern, text):
+        found = match
+    return found
+
+
+def _unknown_option(argument: str) -> str:
+    if not argument.startswith("-"):
+        return f"{argument!r} is no option; write --key value, or --key=value"
+    key = argument.lstrip("-").partition("=")[0]
+    section, dot, rest = key.partition(".")
+    if not dot or section not in SECTIONS:
+        word = nearest(section, TOP)
+    else:
+        word = nearest(rest.rpartition(".")[2], _parameters(SECTIONS[section]))
+    return f"there is no option --{key}{word}"
+
+
+def _parameters(owner: Any) -> list[str]:
+    return list(inspect.signature(owner.__init__).parameters) if owner is not None else []
+
+
+def _class_at(path: str) -> Any:
+    try:
+        return import_class(path, object)
+    except InputError:
+        return None
+
+
+def _nearest_in_module(module: str, word: str) -> str:
+    try:
+        return nearest(word, vars(import_module(module)))
+    except ImportError:
+        return ""
+
+
+def _class_names() -> list[str]:
+    """The classes that a recipe can name without their module."""
+    found: list[type] = [Source, Modality, HeadConfig, BackboneConfig]
+    for cls in found:
+        found += cls.__subclasses__()
+    return [cls.__name__ for cls in found]
+
+
+def _plain(types: str) -> str:
+    """`int or null` for `<class 'int'>, <class 'NoneType'>`."""
+    names = re.sub(r"<class '([\w.]+)'>", lambda match: match[1].rpartition(".")[2], types)
+    names = names.replace("NoneType", "null").replace("typing.", "")
+    return _short(" or ".join(_outer_parts(names)))
+
+
+def _outer_parts(types: str) -> Iterable[str]:
+    """Split at the commas that stand in no brackets."""
+    return re.split(r", (?![^\[]*\])", types)
+
+
+def _short(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= 120 else f"{text[:117]}..."
