@@ -334,8 +334,9 @@ def test_cached_steps_equal_parallel(variant: str, data: st.DataObject) -> None:
                 for i, (row, count) in enumerate(zip(chosen, counts, strict=True)):
                     close(found[i, :count], expected[of[row], length[row] : length[row] + count], 1e-4)
                     length[row] += count
-            length = [data.draw(st.integers(max(own - 4, 0), own)) for own in length]
-            state.truncate(length)
+            if data.draw(st.booleans()):
+                length = [data.draw(st.integers(max(own - 4, 0), own)) for own in length]
+                state.truncate(length)
             index = data.draw(st.lists(st.integers(0, n_rows - 1), min_size=n_rows, max_size=n_rows))
             state.gather_rows(torch.tensor(index))
             length, of = [length[i] for i in index], [of[i] for i in index]
@@ -382,10 +383,11 @@ def test_dropout_only_in_training() -> None:
         assert not torch.allclose(dropped(x, None), expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("softcap", [None, 4.0])
 @pytest.mark.parametrize("part", ["embeddings", "attention", "blocks"])
-def test_dropout_reaches_every_part(part: str) -> None:
+def test_dropout_reaches_every_part(part: str, softcap: float | None) -> None:
     """Embeddings, attention weights and block outputs: with the two others whole, training still is random."""
-    backbone: Any = build(replace(SMALL, dropout=0.4, n_layers=1))
+    backbone: Any = build(replace(SMALL, dropout=0.4, n_layers=1, attention_softcap=softcap))
     backbone.train()
     block = backbone.blocks[0]
     if part != "embeddings":
@@ -393,7 +395,7 @@ def test_dropout_reaches_every_part(part: str) -> None:
     if part != "blocks":
         block.dropout.p = 0.0
     if part != "attention":
-        block.attention.config = replace(SMALL, dropout=0.0)
+        block.attention.config = replace(SMALL, attention_softcap=softcap)
     x = units(6, 16)
     with torch.no_grad():
         assert not torch.allclose(backbone(x, None), backbone(x, None), atol=1e-3)

@@ -24,7 +24,7 @@ from typing import Any
 from armm.commands.generate import run as generate
 from armm.datasets import Items
 from armm.demo.measure import Measurement, load_data, load_modality, measure
-from armm.demo.plan import PLANS, Plan, Sampling
+from armm.demo.plan import PLANS, TRAINING, Plan, Sampling
 from armm.demo.report import Chapter, Original, Samples, write_report
 from armm.errors import InputError
 from armm.modality import Modality
@@ -164,7 +164,7 @@ def train(plan: Plan, out: Path, quick: bool) -> tuple[str, float]:
     Raises KeyboardInterrupt: it was interrupted. Its folder then holds what there is.
     Raises InputError: it failed.
     """
-    words = ["train", plan.recipe, *(plan.quick if quick else ())]
+    words = ["train", plan.recipe, *TRAINING, *(plan.quick if quick else ())]
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "armm.cli", *words, "--run_dir", str(out / plan.name)],

@@ -151,7 +151,7 @@ def prompt_stream(model: AutoregressiveModel, prompt: Document, complete: bool =
     last, modality = prompt[-1], grammar.modalities[prompt[-1].modality]
     if not complete and modality.ended and modality.max_units is not None and last.n_units >= modality.max_units:
         raise InputError(
-            f"the prompt has {last.n_units} units of {names[-1]!r} and no more fit; shorten it, or say that it is complete"
+            f"the prompt has {last.n_units} units of {names[-1]!r} and no more fit; shorten it, or call it complete"
         )
     n_units = grammar.n_units(prompt)
     if grammar.context is not None and n_units >= grammar.context:

@@ -15,10 +15,10 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from armm.datasets import builtin_folder
 from armm.errors import InputError, nearest
@@ -220,7 +220,7 @@ def run(recipe: Path, arguments: list[str]) -> int:
 
 @contextmanager
 def keep_only_runs(folder: Path) -> Iterator[None]:
-    """Where what happens inside fails before there is a model, remove the folder and its parents that were not there."""
+    """Where what happens inside fails before there is a model, remove the folder, and parents that were not there."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     was_empty = not missing and not any(folder.iterdir())
     try:

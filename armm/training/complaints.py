@@ -46,7 +46,9 @@ def explain(error: Exception) -> str:
         return f"{at}{found[1]} is no {found[2]}"
     if found := _last(r"Expected a dot import path string: (\S*)", text):
         return f"{at}there is no class {found[1]!r}{nearest(found[1], _class_names())}"
-    if found := _last(r"Expected an? (.+?)\. Got value: (.*)", text):
+    if found := _last(r"Not a valid subclass of (\w+)\. Got value: (.*?)(?= Subclass types|$)", text):
+        return f"{at}expected a class_path and init_args for a {found[1]}, found {_short(found[2])}"
+    if found := _last(r"Expected an? ([^.]+?)\. Got value: (.*?)(?= Expected an? |$)", text):
         return f"{at}expected {_plain(found[1])}, found {_short(found[2])}"
     if found := re.search(r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)", text):
         return f"{at}expected {_plain(found[1])}, found {_short(found[2])}"

@@ -119,7 +119,7 @@ class GenerativeModule(L.LightningModule):
         total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch))
         if not total.isfinite():
             raise InputError(
-                f"the loss is {float(total)} at step {self.trainer.global_step}; lower model.optimization.lr, or muon_lr"
+                f"the loss is {float(total)} at step {self.trainer.global_step}; lower model.optimization.lr or muon_lr"
             )
         self._window_count = self._window_count.to(n_symbols) + n_symbols.detach()
         self.n_seen += int(sum(segment.known.sum() for segment in batch.segments.values()))
