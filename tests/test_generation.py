@@ -31,16 +31,16 @@ def build(
     hash_parameters(model)
     with torch.no_grad():  # documents of some length
         for decision in model.decisions.values():
-            decision.bias[0] += 3  # type: ignore[union-attr]
+            decision.bias[0] += 2  # type: ignore[union-attr]
         for end in [value for name, value in model.control_logits.items() if name == "end"]:
-            end[-1] -= 4
+            end[-1] -= 2
     return model.eval()
 
 
 @pytest.fixture(scope="module")
 def free() -> AutoregressiveModel:
     """Free documents of letters, pictures and clips."""
-    return build(Letters(max_units=6), Picture(size=(2, 4)), Clip(max_units=3))
+    return build(Letters(max_units=6), Picture(size=(2, 4)), Clip(max_units=3), context=40)
 
 
 @pytest.fixture(scope="module")

@@ -168,10 +168,13 @@ def test_a_leaking_halo_would_be_seen() -> None:
 
 
 def test_halo_tells_the_border_from_a_level() -> None:
-    """A picture whose level 0 looks like the outside would code its border as if it were dark."""
+    """By a flag of its own: even a level whose embedding is zero does not look like the outside."""
     of = unit(4, block=(1, 4), whole_rows=True)
     head = build(CausalConv(channels=4, halo=2, halo_layers=0), of)
     assert head.halo is not None
+    with torch.no_grad():
+        head.halo.embed.symbol.zero_()
+        head.halo.embed.values.zero_()
     symbols = torch.zeros(1, 5, 4, dtype=torch.int64)
     halo = head.halo(symbols, torch.tensor([[5, 1]]))[0]
     assert not torch.equal(halo[0], halo[1])
@@ -194,6 +197,8 @@ CASES: dict[str, tuple[Unit, CausalConv, tuple[int, int]]] = {
     ),
     "patches": (unit(4, block=(2, 2)), CausalConv(channels=4, halo=2), (3, 2)),
     "rgb pixels": (unit(1, 3, block=(1, 1)), CausalConv(channels=4, halo=2), (2, 3)),
+    # longer than the ring of 8 places, which one row must not leave to the next
+    "long rows": (unit(9, block=(1, 9), whole_rows=True), CausalConv(4, kernel=2, dilations=(1, 5), halo=1), (6, 1)),
     "blind rows": (unit(4, block=(1, 4), whole_rows=True), CausalConv(channels=4, halo=0), (6, 1)),
     "one symbol": (unit(1, continuous=True), CausalConv(channels=4, kernel=2, dilations=(1, 2)), (1, 1)),
 }
@@ -265,6 +270,9 @@ def test_loading_again_forgets_what_was_after(case: str) -> None:
     load(state, [0], other_context, other, [0], headers)
     step_through(state, 0, other_context[0], other[0], 0, n)
     for start in (0, 1, n // 3, n - 1):
+        load(state, [0], other_context, other, [n // 2], headers)
+        with torch.no_grad():
+            state.logits(torch.tensor([0]))
         load(state, [0], context, symbols, [start], headers)
         found = step_through(state, 0, context[0], symbols[0], start, n)
         torch.testing.assert_close(found, expected[start:], atol=2e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -67,6 +67,8 @@ class BinarisedItems(Items):
     greys: np.ndarray
     labels: np.ndarray
     split: int
+
+    varies: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.greys)

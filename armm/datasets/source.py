@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from armm.modality import Modality
 
@@ -17,7 +17,13 @@ OnError = Literal["fail", "skip"]
 
 
 class Items(ABC):
-    """A split: items by number. `draw` is the randomness of augmentation, so that an item is a pure function of both."""
+    """A split: items by number. `draw` is the randomness of augmentation: an item is a pure function of both.
+
+    Attributes:
+        varies: whether an item differs from draw to draw; what does not is encoded once.
+    """
+
+    varies: ClassVar[bool] = False
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from armm.datasets import Items, ListOfItems, Source, Splits
+from armm.datasets import Items, Source, Splits
 from armm.datasets.files import FileItems
 from armm.errors import InputError, nearest
 from armm.grammar import Grammar
@@ -19,6 +19,8 @@ from armm.modality import Modality
 from armm.sequence import Batch, Document
 from armm.training.order import StatelessBatches
 from armm.windows import is_open_ended, room, windows
+
+KEPT_SYMBOLS = 1 << 26  # symbols of a split that are kept encoded, half a gigabyte
 
 Counts = dict[str, tuple[int, int]]
 """By modality: how many natural units of bits, and of nats, the scored part of a batch has; and of `STRUCTURE`."""
@@ -36,7 +38,8 @@ class Documents:
 
     def __init__(self, items: Items, grammar: Grammar, conditions: Sequence[str]) -> None:
         self.items, self.grammar, self.conditions = items, grammar, set(conditions)
-        self._kept: dict[int, Document] | None = {} if isinstance(items, ListOfItems) else None
+        self._kept: dict[int, Document] | None = None if items.varies else {}
+        self._room = KEPT_SYMBOLS
 
     def __len__(self) -> int:
         return len(self.items)
@@ -55,8 +58,10 @@ class Documents:
             if path is None or str(error).startswith(str(path)):
                 raise
             raise InputError(f"{path}: {error}") from error
-        if self._kept is not None:
+        n_symbols = sum(segment.length for segment in document)
+        if self._kept is not None and n_symbols <= self._room:
             self._kept[index] = document
+            self._room -= n_symbols
         return document
 
     def _encode(self, item: Mapping[str, Any]) -> Document:
@@ -231,22 +236,30 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
-        ragged = any(m.ended for m in self.grammar.modalities.values()) or self.grammar.layout is None
-        known = isinstance(self.train.items, ListOfItems)
         repeats, lengths = [1] * len(self.train), None
-        if known:
-            documents = [self.train.document(index, index) for index in range(len(self.train))]
-            cropped = [crop(document, self.grammar, self.crop, 0) for document in documents]
-            whole, lengths = ([max(s.n_units for s in d) for d in some] for some in (documents, cropped))
+        if self._is_ragged() and not self.train.items.varies:
+            whole, lengths = [], []
+            for index in range(len(self.train)):
+                document = self.train.document(index, index)
+                whole.append(max(segment.n_units for segment in document))
+                lengths.append(max(s.n_units for s in crop(document, self.grammar, self.crop, 0)))
             repeats = [max(1, round(n / max(kept, 1))) for n, kept in zip(whole, lengths, strict=True)]
         rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = StatelessBatches(repeats, self.batch_size, self.seed, lengths if ragged else None, rank, n_ranks)
+        order = StatelessBatches(repeats, self.batch_size, self.seed, lengths, rank, n_ranks)
         return DataLoader(
             TrainingSet(self.train, self.crop),
             batch_sampler=order,
             collate_fn=Collate(self.grammar),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+        )
+
+    def _is_ragged(self) -> bool:
+        """Whether documents differ in length."""
+        assert self.grammar is not None
+        modalities = self.grammar.modalities.values()
+        return self.grammar.layout is None or any(
+            m.ended or m.header_sizes or m.n_units(m.header(())) is None for m in modalities
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
