@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -141,7 +142,7 @@ def test_the_trainer_tells_the_sampler_its_epoch() -> None:
     order = StatelessBatches([1] * 24, 4, 3)
     loader = DataLoader(Echo(), batch_sampler=order, collate_fn=list)
     listener = Listener()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(max_epochs=3, accelerator="cpu", enable_model_summary=False, **quiet)
     trainer.fit(listener, loader)
     assert [listener.seen[epoch] for epoch in range(3)] == [items(batches(epoch)) for epoch in range(3)]
