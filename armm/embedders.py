@@ -1,6 +1,7 @@
 """Units into vectors: one table row for a token, small concatenated embeddings and one matrix for more symbols.
 
-Concatenated small embeddings, not their mean, keep what stands where; the extra row `vocab` of every table is "unknown".
+Concatenated small embeddings, not their mean, keep what stands where. The extra row `vocab` of every
+table is "unknown".
 Axes: M units, K symbols, F header fields.
 """
 

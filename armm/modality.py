@@ -18,7 +18,7 @@ from torch import nn
 
 from armm.embedders import TokenEmbedder, UnitEmbedder
 from armm.errors import InputError
-from armm.heads import CausalConv, Categorical, Head, HeadConfig, Unit
+from armm.heads import Categorical, CausalConv, Head, HeadConfig, Unit
 from armm.sequence import Segment
 
 ENTRY_POINTS = "armm.modalities"

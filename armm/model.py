@@ -2,7 +2,8 @@
 
 Everything downstream uses two views of it only: `log_prob(batch)`, nats per symbol, and `state(n_rows)`, the same
 distribution symbol by symbol.
-Axes: B rows, N positions, S segments, U units, K symbols, D width, V alphabet of a symbol, F header fields, M listed units.
+Axes: B rows, N positions, S segments, U units, K symbols, D width, V alphabet of a symbol, F header fields,
+M listed units.
 """
 
 from __future__ import annotations
@@ -257,4 +258,3 @@ class AutoregressiveModel(nn.Module):
     def state(self, n_rows: int = 1) -> State:
         """An empty state of documents that have not begun."""
         return State(self, n_rows)
-

@@ -88,8 +88,8 @@ class State:
         Args:
             symbols: for each row the symbols to append, any number of them, also none: (B, T), or a list per row.
 
-        Returns: (B, V) float32 logits of each row's next symbol, V the largest alphabet among them; -inf outside a row's
-            own alphabet, and everywhere but at 0 in a row that is done.
+        Returns: (B, V) float32 logits of each row's next symbol, V the largest alphabet among them; -inf outside a
+            row's own alphabet, and everywhere but at 0 in a row that is done.
 
         Raises InputError: a symbol outside its alphabet, or after the end; no row has changed then.
         """

@@ -61,3 +61,4 @@ class BackboneConfig(ABC):
 
     def check_context(self, context: int | None) -> None:
         """Raises InputError: this backbone cannot take documents of that many units."""
+        return

@@ -114,8 +114,13 @@ class Transformer(BackboneConfig):
         return TransformerBackbone(self)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, softcap: float | None, dropout: float) -> Tensor:
-    """Softmax attention. (B, H, N, E) queries, (B, G, S, E) keys and values, (B or 1, 1, N, S) bool mask -> (B, H, N, E)."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, softcap: float | None, dropout: float
+) -> Tensor:
+    """Softmax attention.
+
+    (B, H, N, E) queries, (B, G, S, E) keys and values, (B or 1, 1, N, S) bool mask -> (B, H, N, E).
+    """
     if softcap is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
@@ -129,9 +134,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
     return F.dropout(scores.softmax(-1), dropout) @ v
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary positions, halves paired as in LLaMA's Hugging Face code. (B, H, N, E), (B or 1, N, E / 2) -> (B, H, N, E)."""
-    cos, sin = angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype)
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions, halves paired as in LLaMA's Hugging Face code.
+
+    (B, H, N, E), cosines and sines (B or 1, 1, N, E / 2) -> (B, H, N, E).
+    """
+    cos, sin = rotation
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -155,25 +163,25 @@ class Attention(nn.Module):
         if has_values:
             self.value_scale = nn.Parameter(torch.tensor(0.5))
 
-    def project(self, x: Tensor, values: Tensor | None, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, values: Tensor | None, rotation: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> queries (B, H, N, E), keys and values (B, G, N, E)."""
         c = self.config
-        size = c.kv_heads * c.head_width
-        q, k, v = (
-            rearrange(t, "b n (h e) -> b h n e", e=c.head_width) for t in self.qkv(x).split([c.width, size, size], -1)
-        )
+        whole = self.qkv(x).unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2G, N, E)
+        qk, v = whole[:, : c.n_heads + c.kv_heads], whole[:, c.n_heads + c.kv_heads :]
         if values is not None:
             v = v + self.value_scale * rearrange(values, "b n (h e) -> b h n e", e=c.head_width)
         if c.qk_norm:
-            q, k = self.norm(q), self.norm(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        return q, k, v
+            qk = self.norm(qk)
+        if rotation is not None:
+            qk = rotate(qk, rotation)
+        return qk[:, : c.n_heads], qk[:, c.n_heads :], v
 
     def finish(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         dropout = self.config.dropout if self.training else 0.0
         out = attend(q, k, v, mask, causal, self.config.attention_softcap, dropout)
-        return self.out(rearrange(out, "b h n e -> b n (h e)"))
+        return self.out(out.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -244,6 +252,11 @@ class TransformerBackbone(Backbone):
         frequency = 1.0 / self.config.rope_base**powers
         return positions[..., None].float() * frequency
 
+    def rotation(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(B or 1, 1, N, E / 2) cosines and sines, once for all layers."""
+        angles = self.angles(positions)
+        return None if angles is None else (angles.cos()[:, None].to(x.dtype), angles.sin()[:, None].to(x.dtype))
+
     def start(self, x: Tensor, positions: Tensor) -> Tensor:
         """Add learned positions, if any, to (B, N, D); (B or 1, N) positions."""
         if self.config.position == "learned":
@@ -262,14 +275,14 @@ class TransformerBackbone(Backbone):
     def forward(self, x: Tensor, values: Tensor | None) -> Tensor:
         n = x.shape[1]
         positions = torch.arange(n, device=x.device)[None]
-        angles, window = self.angles(positions), self.config.window
+        rotation, window = self.rotation(x, positions), self.config.window
         mask = None
         if window is not None and window < n:
             mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().triu(1 - window)[None, None]
         first = x = self.start(x, positions)
         for block, own in zip(self.blocks, self.split_values(values), strict=True):
             x = block.enter(x, first)
-            q, k, v = block.attention.project(block.attention_norm(x), own, angles)
+            q, k, v = block.attention.project(block.attention_norm(x), own, rotation)
             x = block.finish(x, block.attention.finish(q, k, v, mask, causal=mask is None))
         return self.norm(x)
 
@@ -304,23 +317,28 @@ class TransformerState(BackboneState):
         positions = begin[:, None] + torch.arange(n, device=x.device)  # (R, N)
         window = backbone.config.window or longest
         oldest = max(min(before) + 1 - window, 0)  # no query sees a key before this one
-        keys = torch.arange(oldest, longest, device=x.device)
-        distance = positions[:, None, :, None] - keys
-        mask = (distance >= 0) & (distance < window)  # (R, 1, N, S)
         aligned = n == 1 and min(before) == max(before)  # every key is seen: no mask needed
+        mask = None
+        if not aligned:
+            keys = torch.arange(oldest, longest, device=x.device)
+            distance = positions[:, None, :, None] - keys
+            mask = (distance >= 0) & (distance < window)  # (R, 1, N, S)
         everyone = len(listed) == len(self.lengths) and listed == list(range(len(listed)))
-        angles = backbone.angles(positions)
+        rotation = backbone.rotation(x, positions)
         first = x = backbone.start(x, positions)
         for layer, own in enumerate(backbone.split_values(values)):
             block = backbone.blocks[layer]
             assert isinstance(block, Block)
             x = block.enter(x, first)
-            q, k, v = block.attention.project(block.attention_norm(x), own, angles)
+            q, k, v = block.attention.project(block.attention_norm(x), own, rotation)
             cache = self.cache[layer]
             for new, store in ((k, cache[0]), (v, cache[1])):
-                store[rows[:, None], :, positions] = rearrange(new, "b h n e -> b n h e")
+                if aligned and everyone:
+                    store[:, :, before[0] : before[0] + 1] = new
+                else:
+                    store[rows[:, None], :, positions] = rearrange(new, "b h n e -> b n h e")
             k, v = cache[:, :, :, oldest:longest] if everyone else cache[:, rows, :, oldest:longest]
-            x = block.finish(x, block.attention.finish(q, k, v, None if aligned else mask, causal=False))
+            x = block.finish(x, block.attention.finish(q, k, v, mask, causal=False))
         for row, start, count in zip(listed, before, counts, strict=True):
             self.lengths[row] = start + count
         return backbone.norm(x)

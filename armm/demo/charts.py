@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 26, 40  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 44, 16, 26, 40  # margins around the plot
 
 Points = Sequence[tuple[float, float]]
 
@@ -71,8 +71,8 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, y_range: tuple[f
         x = LEFT + place(value, 0)[0]
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{value:,.0f}</text>')
     parts.append(f'<text x="{LEFT + width / 2:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-    # an svg inside cuts off what leaves the plot
-    parts.append(f'<svg x="{LEFT}" y="{TOP}" width="{width}" height="{height}">')
+    # an svg inside cuts off what leaves the plot, but not the last dot
+    parts.append(f'<svg x="{LEFT}" y="{TOP}" width="{width + 4}" height="{height}">')
     for line in lines:
         path = [place(x, y) for x, y in line.points]
         parts.append(f'<polyline class="{line.style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in path)}"/>')

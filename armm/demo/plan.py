@@ -65,11 +65,13 @@ TEXT = Plan(
     quick=(*QUICK, "--data.source.max_bytes=1000000", "--data.batch_size=2", "--data.crop=64"),
     samplings=(
         Sampling("text-free", "Unprompted", _options(n=2, seed=0, temperature=0.8, max_symbols=220)),
-        Sampling("text-prompt", "Prompted", _options(n=2, seed=0, temperature=0.8, max_symbols=160), "    def __init__(self,"),
+        Sampling(
+            "text-prompt", "Prompted", _options(n=2, seed=0, temperature=0.8, max_symbols=160), "    def __init__(self"
+        ),
     ),
     quick_samplings=(
         Sampling("text-free", "Unprompted", _options(n=1, seed=0, max_symbols=20)),
-        Sampling("text-prompt", "Prompted", _options(n=2, seed=0, max_symbols=20), "    def __init__(self,"),
+        Sampling("text-prompt", "Prompted", _options(n=2, seed=0, max_symbols=20), "    def __init__(self"),
     ),
 )
 
@@ -95,17 +97,17 @@ IMAGE = Plan(
 AUDIO = Plan(
     name="audio",
     recipe="audio/synth",
-    about="Notes of six instruments and sung vowels, made by the library's own synthesiser; 8 kHz, 256 mu-law levels.",
+    about="Notes of six instruments and sung vowels, made by the library's own synthesiser; 8\u00a0kHz, 256 mu-law levels.",
     quick=(*QUICK, "--data.source.clips=30", "--data.batch_size=1"),
     samplings=(
-        Sampling("audio-free", "Unprompted", _options(n=6, seed=0, max_symbols=8000)),
+        Sampling("audio-free", "Unprompted", _options(n=4, seed=0, max_symbols=8000)),
         Sampling("audio-prompt", "Prompted", _options(n=2, seed=0, max_symbols=6000), item=0),
     ),
     quick_samplings=(
         Sampling("audio-free", "Unprompted", _options(n=2, seed=0, max_symbols=600)),
         Sampling("audio-prompt", "Prompted", _options(n=1, seed=0, max_symbols=400), item=0),
     ),
-    n_originals=3,
+    n_originals=4,
     beginning=0.25,
 )
 

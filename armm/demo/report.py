@@ -18,6 +18,7 @@ from armm.demo.plan import Plan, Sampling
 from armm.errors import InputError
 from armm.modality import Modality
 
+PLAIN = {"dim": "pixel"}  # units that have a plainer name
 TITLES = {"text": "Text", "image": "Images", "audio": "Audio"}
 
 
@@ -125,7 +126,7 @@ def _opening(chapters: Sequence[Chapter], seconds: float, quick: bool) -> str:
             '<p class="note" role="note">This was a quick run of a few steps that shows that everything works. '
             "The models have learned next to nothing; <code>armm demo</code> trains them.</p>"
         )
-    head = ("Modality", "Test bits", "Best baseline", "Difference", "Parameters", "Training")
+    head = ("Modality", "Test bits", "Best baseline", "Against it", "Parameters", "Training")
     parts.append('</header><table class="summary"><caption>Results on the test data; fewer bits are better</caption>')
     parts.append("<thead><tr>" + "".join(f'<th scope="col">{name}</th>' for name in head) + "</tr></thead><tbody>")
     for chapter in chapters:
@@ -159,12 +160,12 @@ def _chapter(chapter: Chapter) -> str:
         f"{m.metrics['steps']:,} steps",
         f"{m.metrics['symbols_seen']:,} symbols seen",
         f"{m.metrics['training_seconds']:.0f} s of training ({chapter.seconds:.0f} s with start and test)",
-        f"{chapter.sampling_seconds:.0f} s of sampling",
+        f"{_seconds(chapter.sampling_seconds)} of sampling",
         f"seed {m.metrics['seed']}",
     )
     parts = [
         f'<section id="{plan.name}" aria-labelledby="{plan.name}-title"><h2 id="{plan.name}-title">{title}</h2>',
-        f"<p>{escape(plan.about)} {counts}: {m.n_test:,} {_plural(m.unit)}.</p>",
+        f"<p>{escape(plan.about)} {counts}: {m.n_test:,} {PLAIN.get(m.unit, m.unit)}s.</p>",
         f'<p class="facts">{" · ".join(facts)}</p>',
         f'<div class="pair"><figure>{_curve(chapter)}</figure>',
         f"{_bits_table(m)}</div>",
@@ -205,8 +206,9 @@ def _bits_table(m: Measurement) -> str:
     rows = sorted(((b.bits, b.name, b.about, "") for b in m.baselines), reverse=True)
     rows.append((m.bits, "ARMM", "this model", ' class="ours"'))
     longest = max(bits for bits, *_ in rows)
+    unit = f"{m.unit} ({PLAIN[m.unit]})" if m.unit in PLAIN else m.unit
     parts = [
-        f'<div><table class="bits"><caption>Bits per {m.unit} of the test data</caption><thead><tr>',
+        f'<div><table class="bits"><caption>Bits per {unit} of the test data</caption><thead><tr>',
         '<th scope="col">Model</th><th scope="col">Bits</th><th scope="col"><span class="hidden">Bar</span></th>',
         "</tr></thead><tbody>",
     ]
@@ -354,8 +356,8 @@ def _command(label: str, command: str) -> str:
     return f'<div class="command"><span>{label}</span><pre tabindex="0"><code>{escape(command)}</code></pre></div>'
 
 
-def _plural(unit: str) -> str:
-    return {"dim": "pixels"}.get(unit, f"{unit}s")
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -179,7 +179,7 @@ class CausalConvHead(Head):
 class ConvState(HeadState):
     """One place at a time, written for few operations: all old taps of all layers are gathered at once and multiplied
     in one `baddbmm`, so that only the newest tap, the gate and the residual are left to do layer by layer
-   
+
     """
 
     def __init__(self, head: CausalConvHead, n_rows: int) -> None:
@@ -195,6 +195,9 @@ class ConvState(HeadState):
         self.old_taps, self.new_tap = head.gates[:, : (k - 1) * r], head.gates[:, (k - 1) * r : k * r].contiguous()
         self.conditioning = head.gates[:, k * r :]  # (L, Z, 2R)
         self.layers = torch.arange(self.n_layers, device=device)[:, None, None]
+        self.begin = head.table()[:, -1].sum(0)
+        slots = (torch.arange(self.size)[:, None, None] - self.lags[None, :, :, 0].cpu()) % self.size
+        self.ring = (slots + torch.arange(self.n_layers)[None, :, None] * self.size).flatten(1).to(device)
         # what the rows remember
         self.history = torch.zeros(self.n_layers, self.size, n_rows, r, device=device, dtype=dtype)
         self.bias = torch.zeros(self.n_layers, self.unit.places, n_rows, 2 * r, device=device, dtype=dtype)
@@ -257,6 +260,13 @@ class ConvState(HeadState):
         listed = rows.tolist()
         lengths = [self.length[row] for row in listed]
         self._reserve(max(lengths) // self.unit.symbols + 1)
+        if self._aligned(listed):
+            u, at = divmod(lengths[0], self.unit.symbols)
+            self.symbols[:, u, at] = symbols
+            self.length = [lengths[0] + 1] * len(listed)
+            if (lengths[0] + 1) % self.unit.channels == 0:
+                self.fresh = [False] * len(listed)
+            return
         at = torch.tensor(lengths, device=rows.device)
         unit = torch.div(at, self.unit.symbols, rounding_mode="floor")
         self.symbols[rows, unit, at % self.unit.symbols] = symbols
@@ -270,20 +280,32 @@ class ConvState(HeadState):
         stale = [row for row in listed if not self.fresh[row]]
         if stale:
             self._step(rows if len(stale) == len(listed) else torch.tensor(stale, device=rows.device), stale)
+        if self._aligned(listed):
+            u, at = divmod(self.length[0], self.unit.symbols)
+            c = at % self.unit.channels
+            earlier = self.symbols[:, u, at - c : at] if c else self.symbols[:, 0, :0]
+            return self.head.distribution.logits(self.features, earlier)
         channels = [self.length[row] % self.unit.channels for row in listed]
         out = torch.empty(len(listed), self.unit.vocab, device=rows.device)
         for channel in set(channels):
             group = torch.tensor([i for i, c in enumerate(channels) if c == channel], device=rows.device)
             chosen = rows[group]
-            unit = torch.tensor([self.length[listed[i]] for i in group.tolist()], device=rows.device)
-            at = (unit % self.unit.symbols - channel)[:, None] + torch.arange(channel, device=rows.device)
-            earlier = self.symbols[chosen[:, None], torch.div(unit, self.unit.symbols, rounding_mode="floor")[:, None], at]
+            length = torch.tensor([self.length[listed[i]] for i in group.tolist()], device=rows.device)
+            at = (length % self.unit.symbols - channel)[:, None] + torch.arange(channel, device=rows.device)
+            open_unit = torch.div(length, self.unit.symbols, rounding_mode="floor")
+            earlier = self.symbols[chosen[:, None], open_unit[:, None], at]
             out[group] = self.head.distribution.logits(self.features[chosen], earlier)
         return out
 
+    def _aligned(self, listed: list[int]) -> bool:
+        """Whether these are all rows, all at the same place: the common case, which needs no index tensors."""
+        return listed == list(range(len(self.length))) and min(self.length) == max(self.length)
+
     def _step(self, rows: Tensor, listed: list[int]) -> None:
         """Compute the features of the open place of rows and remember its layer inputs."""
-        k, channels, per_unit = self.unit.symbols, self.unit.channels, self.unit.places
+        if self._aligned(listed):
+            return self._step_aligned()
+        k, channels = self.unit.symbols, self.unit.channels
         lengths = torch.tensor([self.length[row] for row in listed], device=rows.device)
         in_unit = torch.div(lengths % k, channels, rounding_mode="floor")
         place = torch.div(lengths, channels, rounding_mode="floor") if self.unit.continuous else in_unit
@@ -306,6 +328,32 @@ class ConvState(HeadState):
         self.features[rows] = self.head.features(torch.cat(gated, dim=-1))
         for row in listed:
             self.fresh[row] = True
+
+    def _step_aligned(self) -> None:
+        k, channels, n = self.unit.symbols, self.unit.channels, len(self.length)
+        length = self.length[0]
+        in_unit = length % k // channels
+        place = length // channels if self.unit.continuous else in_unit
+        if place:
+            u, at = divmod(length - length % channels - channels, k)
+            x = self.table[self.symbols[:, u, at : at + channels] + self.channel_offset].sum(1)
+        else:
+            x = self.begin.expand(n, -1)
+        slot = place % self.size
+        taps = self.history.flatten(0, 1).index_select(0, self.ring[slot])  # (L * (k-1), B, R)
+        taps = taps.view(self.n_layers, -1, n, x.shape[1]).transpose(1, 2).flatten(2)
+        old = torch.baddbmm(self.bias[:, in_unit], taps, self.old_taps)
+        inputs, gated = [], []
+        for layer in range(self.n_layers):
+            inputs.append(x)
+            signal, gate = torch.addmm(old[layer], x, self.new_tap[layer]).chunk(2, dim=-1)
+            z = torch.tanh(signal) * torch.sigmoid(gate)
+            gated.append(z)
+            if layer < self.n_layers - 1:
+                x = torch.addmm(x, z, self.head.residual[layer])
+        self.history[:, slot] = torch.stack(inputs)
+        self.features = self.head.features(torch.cat(gated, dim=-1))
+        self.fresh = [True] * n
 
     def gather_rows(self, index: Tensor) -> None:
         self.history, self.bias = self.history[:, :, index], self.bias[:, :, index]

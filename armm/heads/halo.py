@@ -2,7 +2,8 @@
 
 It is the vertical stack of a Gated PixelCNN (arXiv:1606.05328), so there is no blind spot. It reads pixels, not
 states: for the next unit it is computed from the last few known rows, and nothing has to be cached.
-Axes: S segments, U units, K symbols, P places (pixels) of a unit, C channels, W pixels of a row, Z halo channels, F fields.
+Axes: S segments, U units, K symbols, P places (pixels) of a unit, C channels, W pixels of a row, Z halo channels,
+F header fields.
 """
 
 from __future__ import annotations
@@ -67,13 +68,15 @@ class RowHalo(nn.Module):
     def at(self, symbols: Tensor, index: Tensor, header: Tensor) -> Tensor:
         """(S, U, K) symbols, (S,) which unit -> (S, P, Z) for that unit, from the rows within reach alone."""
         rows = index[:, None] + torch.arange(-self.reach, 1, device=index.device)
-        near = symbols.gather(1, rows.clamp(min=0, max=symbols.shape[1] - 1)[..., None].expand(-1, -1, symbols.shape[2]))
+        near = symbols.gather(
+            1, rows.clamp(min=0, max=symbols.shape[1] - 1)[..., None].expand(-1, -1, symbols.shape[2])
+        )
         pixels = rearrange(near, "s u (w c) -> s u w c", c=self.unit.channels)
         return self._stack(pixels, rows >= 0)[:, -1]
 
 
 class BlockHalo(nn.Module):
-    """For any other block: a window of `border` pixels above, left and right, masked to what earlier units made known."""
+    """For any other block: a window of `border` pixels above, left and right, masked to what earlier units tell."""
 
     def __init__(self, unit: Unit, channels: int, border: int, n_layers: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """The contract of a head: one distribution over a unit's symbols, seen in parallel and seen step by step.
 
-Axes: S segments, U units, K symbols of a unit, D width of the backbone, V vocabulary, F header fields, R rows of a state.
+Axes: S segments, U units, K symbols of a unit, D width of the backbone, V vocabulary, F header fields,
+R rows of a state.
 """
 
 from __future__ import annotations
