@@ -281,6 +281,7 @@ class TransformerBackbone(Backbone):
             mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().triu(1 - window)[None, None]
         first = x = self.start(x, positions)
         for block, own in zip(self.blocks, self.split_values(values), strict=True):
+            assert isinstance(block, Block)
             x = block.enter(x, first)
             q, k, v = block.attention.project(block.attention_norm(x), own, rotation)
             x = block.finish(x, block.attention.finish(q, k, v, mask, causal=mask is None))

@@ -97,7 +97,7 @@ IMAGE = Plan(
 AUDIO = Plan(
     name="audio",
     recipe="audio/synth",
-    about="Notes of six instruments and sung vowels, made by the library's own synthesiser; 8\u00a0kHz, 256 mu-law levels.",
+    about="Notes of six instruments and sung vowels from the library's own synthesiser: 8\u00a0kHz, 256 mu-law levels.",
     quick=(*QUICK, "--data.source.clips=30", "--data.batch_size=1"),
     samplings=(
         Sampling("audio-free", "Unprompted", _options(n=4, seed=0, max_symbols=8000)),

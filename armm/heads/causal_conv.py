@@ -98,6 +98,7 @@ class CausalConvHead(Head):
         self.gate_bias = nn.Parameter(torch.zeros(n_layers, 2 * r))
         self.residual = nn.Parameter(torch.randn(n_layers, r, r) * r**-0.5 * 0.5)
         sizes = [n_layers * r, *[skip] * config.hidden_layers]
+        self.n_features = skip
         self.skip = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.dropout = nn.Dropout(config.dropout)
         self.distribution = config.distribution.build(skip, unit.vocab, unit.channels)
@@ -201,7 +202,7 @@ class ConvState(HeadState):
         # what the rows remember
         self.history = torch.zeros(self.n_layers, self.size, n_rows, r, device=device, dtype=dtype)
         self.bias = torch.zeros(self.n_layers, self.unit.places, n_rows, 2 * r, device=device, dtype=dtype)
-        self.features = torch.zeros(n_rows, head.skip[-1].out_features, device=device, dtype=dtype)
+        self.features = torch.zeros(n_rows, head.n_features, device=device, dtype=dtype)
         self.symbols = torch.full((n_rows, 8, self.unit.symbols), self.unit.vocab, device=device)
         self.header = torch.zeros(n_rows, 0, dtype=torch.int64, device=device)
         self.length = [0] * n_rows  # symbols known

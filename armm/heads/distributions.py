@@ -91,8 +91,9 @@ class SoftmaxDistribution(Distribution):
     def __init__(self, width: int, vocab: int, channels: int, softcap: float | None) -> None:
         super().__init__()
         self.softcap = softcap
-        self.out = nn.ModuleList(nn.Linear(width, vocab) for _ in range(channels))
-        for layer in self.out:
+        layers = [nn.Linear(width, vocab) for _ in range(channels)]
+        self.out = nn.ModuleList(layers)
+        for layer in layers:
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
         if channels > 1:
@@ -118,6 +119,7 @@ class SoftmaxDistribution(Distribution):
 
     def set_unigram(self, log_unigram: Tensor) -> None:
         for layer in self.out:
+            assert isinstance(layer, nn.Linear)
             with torch.no_grad():
                 layer.bias.copy_(log_unigram)
 

@@ -129,7 +129,7 @@ def test_rows_that_change_places_when_one_ends_are_caught(monkeypatch: pytest.Mo
 def test_sample_that_does_not_come_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model = CASES["text bytes"].model()
     original = engine._generate_batch
-    monkeypatch.setattr(engine, "_generate_batch", lambda *a: original(*a)[: 4 if len(a[1]) > 4 else None])
+    monkeypatch.setattr(engine, "_generate_batch", lambda *a: list(original(*a))[: 4 if len(a[1]) > 4 else None])
     with pytest.raises(LawBroken, match=r"^same seed, same sample: samples"):
         check_same_sample(model, max_symbols=2)
 
@@ -174,7 +174,7 @@ def test_log_probabilities_of_the_filtered_distribution_are_caught(monkeypatch: 
     original = engine._generate_batch
 
     def spoilt(*arguments: Any) -> list[engine.Sample]:
-        samples = original(*arguments)
+        samples = list(original(*arguments))
         for found in samples:
             found.log_probs[0] = 0.0
         return samples
