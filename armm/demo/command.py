@@ -54,6 +54,8 @@ def run(arguments: list[str]) -> int:
     began = time.perf_counter()
     doing = "the beginning"
     prepare(out)
+    expected = "a minute or two" if options.quick else "about 4 minutes on two cores"
+    say(f"three models, {expected}; then the report is {out / 'report.html'}")
     chapters = []
     try:
         for number, plan in enumerate(PLANS, 1):
@@ -94,10 +96,10 @@ def score_line(measurement: Measurement) -> str:
 
 
 def stopped(out: Path, doing: str, finished: list[Plan]) -> None:
+    """Say what an interruption left."""
     kept = ", ".join(str(out / plan.name) for plan in finished)
-    print(f"\narmm demo: stopped while {doing}; no report was written", file=sys.stderr)
-    if kept:
-        print(f"armm demo: finished runs are in {kept}; another demo starts anew", file=sys.stderr)
+    print(f"\narmm demo: stopped while {doing}; no report was written", end="", file=sys.stderr)
+    print(f"; finished models are in {kept}" if kept else "", file=sys.stderr)
 
 
 # ------------------------------------------------------------------ the folder

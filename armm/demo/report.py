@@ -138,7 +138,9 @@ def _opening(chapters: Sequence[Chapter], seconds: float, quick: bool) -> str:
             f"{m.metrics['n_parameters']:,}",
             f"{m.metrics['training_seconds']:.0f} s",
         )
-        row = "".join(f'<td data-label="{label}"><span>{cell}</span></td>' for label, cell in zip(head[1:], cells, strict=True))
+        row = "".join(
+            f'<td data-label="{label}"><span>{cell}</span></td>' for label, cell in zip(head[1:], cells, strict=True)
+        )
         parts.append(f'<tr><th scope="row"><a href="#{name}">{TITLES[name]}</a></th>{row}</tr>')
     parts.append("</tbody></table>")
     return "".join(parts)

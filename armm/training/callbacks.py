@@ -85,7 +85,7 @@ class Recorder(L.Callback):
             "seed": self.seed,
             "training_seconds": round(self.training_seconds, 2),
             "n_parameters": module.model.n_parameters,
-            "symbols_seen": module.n_seen,
+            "symbols_seen": module.n_seen * trainer.world_size,  # about; the other ranks' batches are of like size
             "steps": trainer.global_step,
             "versions": {
                 **{name: version(name) for name in ("armm", "torch", "lightning")},

@@ -214,7 +214,8 @@ def run(recipe: Path, arguments: list[str]) -> int:
     if cli.recorder.interrupted:
         print(f"\nstopped at step {cli.trainer.global_step}; the model so far is in {cli.run_dir / 'model'}")
         return 130
-    report(cli, time.perf_counter() - began)
+    if cli.trainer.is_global_zero:
+        report(cli, time.perf_counter() - began)
     return 0
 
 
@@ -265,9 +266,11 @@ def quiet() -> None:
         r".*treespec.*",
         r".*log_every_n_steps.*",
         r".*isinstance.*",
+        r".*Experiment logs directory.*",
+        r".*batch_size.*ambiguous.*",
+        r"\s*Dump of a value that does not round-trip",  # tuples, which our classes take as lists too
+        r".*sync_dist=True.*",  # the sums of all ranks are added up before they are logged
     ):
         warnings.filterwarnings("ignore", message)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=r".*Experiment logs directory.*")
-    warnings.filterwarnings("ignore", message=r".*batch_size.*ambiguous.*")
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
