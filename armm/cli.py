@@ -86,8 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if isinstance(sys.stdout, io.TextIOWrapper):  # generated text may hold bytes that are no characters
         sys.stdout.reconfigure(errors="backslashreplace")
-    # before torch is imported: threads that spin briefly before they sleep are as fast on a free machine, and many times
-    # faster on a busy one (docs/experiments.md)
+    # before torch is imported: threads that spin briefly before they sleep are as fast on a free machine, and several
+    # times faster on a busy one (docs/experiments.md)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     name = arguments[0]
     if name in ("-h", "--help", "--version"):
