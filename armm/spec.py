@@ -6,8 +6,9 @@ them all. Fields declared with `repr=False` hold what was learned from data; a b
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
+from inspect import isabstract
 from typing import Any, TypeVar
 
 from armm.errors import InputError, nearest
@@ -56,6 +57,8 @@ def from_spec(spec: Any, kind: type[T]) -> T:
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise InputError(f"expected a class_path and init_args for a {kind.__name__}, found {str(spec)[:80]!r}")
     found = import_class(spec["class_path"], kind)
+    if isabstract(found):
+        raise InputError(f"{spec['class_path']} is abstract; name a class that derives from it")
     given = spec.get("init_args") or {}
     if not is_dataclass(found) or not isinstance(given, dict):
         raise InputError(
@@ -67,6 +70,10 @@ def from_spec(spec: Any, kind: type[T]) -> T:
         if key not in known:
             raise InputError(f"{spec['class_path']} takes no {key!r}{nearest(key, known)}")
         arguments[key] = _from_plain(value)
+    needed = {f.name for f in fields(found) if f.init and f.default is MISSING and f.default_factory is MISSING}
+    if needed - arguments.keys():
+        missing = ", ".join(sorted(needed - arguments.keys()))
+        raise InputError(f"{spec['class_path']} cannot be made: it needs {missing} in its init_args")
     try:
         return found(**arguments)
     except TypeError as error:  # an argument is missing, or of another kind

@@ -373,11 +373,13 @@ def test_validation_can_be_a_part_and_the_test_is_whole() -> None:
 
 
 def test_counts_leave_conditions_out() -> None:
-    modalities = {"letters": Letters(), "clip": Clip()}
+    image = Image(size=(4, 4), levels=17, head=SMALL)
+    modalities = {"letters": Letters(), "clip": Clip(), "image": image}
     letters, clip = segment_of("letters", [1, 2, 3], 1), segment_of("clip", [1, 2, 3, 4, 0], 3)
     cut = segment_of("letters", range(6), 1).window(1, 4, n_given=2)
-    counts = count([[letters.as_condition(), clip], [cut, clip]], modalities)
-    assert counts == {"letters": (2, 2), "clip": (10, 10), STRUCTURE: (1, 1)}
+    given = image.encode(np.zeros((4, 4), np.uint8)).as_condition()
+    counts = count([[letters.as_condition(), given, clip], [cut, clip]], modalities)
+    assert counts == {"letters": (2, 2), "image": (0, 0), "clip": (10, 10), STRUCTURE: (1, 1)}
 
 
 # ------------------------------------------------------------------------------ data

@@ -6,7 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
@@ -103,9 +102,6 @@ def load_modality(path: str, init: Mapping[str, Any]) -> Modality:
         except InputError:
             raise
         except Exception as error:
-            missing = _missing_arguments(path, init)
-            if missing:
-                raise InputError(f"{path} needs {', '.join(missing)}; give it as an argument") from error
             raise InputError(f"{path} cannot be made: {_described(error)}") from error
 
 
@@ -224,16 +220,6 @@ def _check_module(name: str) -> None:
                 f"there is no module {found!r}, in {inside or 'the working directory or among what is installed'}"
                 f"{nearest(parents[depth - 1], known)}"
             )
-
-
-def _missing_arguments(path: str, init: Mapping[str, Any]) -> list[str]:
-    """Arguments without a default that were not given."""
-    module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(found, type) and is_dataclass(found)):
-        return []
-    needed = [f.name for f in fields(found) if f.init and f.default is MISSING and f.default_factory is MISSING]
-    return [key for key in needed if key not in init]
 
 
 def _described(error: Exception) -> str:

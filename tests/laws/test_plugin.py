@@ -182,7 +182,7 @@ BAD_PATHS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no such argument": ("armm.modalities.Text", {"kinds": "bytes"}, "takes no 'kinds'; did you mean 'kind'"),
     "a missing argument": ("armm.modalities.Text", {}, "needs kind"),
     "a wrong value": ("armm.modalities.Text", {"kind": "words"}, "expected bytes, chars or bpe"),
-    "an abstract class": ("armm.modality.Modality", {}, "cannot be made: TypeError"),
+    "an abstract class": ("armm.modality.Modality", {}, "is abstract; name a class"),
 }
 
 
