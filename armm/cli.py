@@ -95,8 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"armm: there is no command {name!r}{nearest(name, COMMANDS)} (armm --help lists them)", file=sys.stderr)
         return 2
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a recipe or a bundle may name a class in a file beside it
+    if "" not in sys.path:
+        sys.path.append("")  # a recipe or a bundle may name a class of a file in the working directory
     try:
         return COMMANDS[name][0](arguments[1:])
     except InputError as error:

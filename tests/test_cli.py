@@ -20,13 +20,18 @@ import pytest
 import torch
 import yaml
 from PIL import Image as Pillow
+from tiny_modalities import hash_parameters
 
 from armm import bundle
+from armm.backbones import Transformer
 from armm.cli import COMMANDS, main
 from armm.commands import generate as generate_command
-from armm.modalities import Audio, Image
+from armm.commands.score import score
+from armm.modalities import Audio, Image, Label, Text
 from armm.modalities.audio import mu_law_encode
+from armm.model import AutoregressiveModel
 from armm.sequence import Document
+from armm.windows import windows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -369,6 +374,18 @@ def test_score_long_files_in_windows(runs: Path, here: Path, run: Run) -> None:
     assert clip["bits_per_sample"] == pytest.approx(clip["bits"] / 60_000) and clip["structure_bits"] > 0
 
 
+def test_score_counts_control_symbols_once() -> None:
+    """A free document in windows: its beginnings with the first, its end with the last, as if it had not been cut."""
+    backbone = Transformer(width=16, n_layers=1, n_heads=2, window=3)  # sees no further than half a window
+    model = AutoregressiveModel({"text": Text(kind="bytes", ended=True), "label": Label(n_classes=3)}, backbone)
+    hash_parameters(model, 3.0)
+    document = [model.modalities["label"].encode(1).as_condition(), model.modalities["text"].encode(TEXT[:200])]
+    whole, cut = score(model.eval(), document, 1000), score(model, document, 16)
+    assert len(windows(document, model.grammar, 16)) > 20
+    assert cut["structure_bits"] == pytest.approx(whole["structure_bits"], rel=1e-3) and whole["structure_bits"] > 1
+    assert cut["bits"] == pytest.approx(whole["bits"], rel=1e-3)
+
+
 def test_score_prints_a_line_per_file(runs: Path, here: Path, run: Run) -> None:
     for number in range(2):
         (here / f"{number}.png").write_bytes(png_bytes(digit(number)))
@@ -551,6 +568,28 @@ def test_train_takes_a_recipe_of_ones_own(here: Path, run: Run) -> None:
     (here / "mine.yaml").write_text(RECIPE, encoding="utf-8")
     run("train", "mine.yaml", "--trainer.limit_test_batches=1", "--n_samples=0")
     assert json.loads(Path("runs/mine/0/metrics.json").read_text(encoding="utf-8"))["recipe"] == "mine"
+
+
+def test_a_class_of_ones_own_needs_no_package(here: Path, run: Run) -> None:
+    """A modality in a file of the working directory: trained by its class path, and found again by the bundle."""
+    own = """
+from dataclasses import dataclass
+from armm.modalities import Image
+
+@dataclass(frozen=True)
+class OwnDigits(Image):
+    def encode(self, raw):
+        return super().encode(raw[::-1].copy())
+"""
+    (here / "armm_own_file.py").write_text(own, encoding="utf-8")
+    recipe = RECIPE.replace("armm.modalities.Image", "armm_own_file.OwnDigits")
+    (here / "mine.yaml").write_text(recipe, encoding="utf-8")
+    try:
+        run("train", "mine.yaml", "--debug", "--n_samples=0")
+        run("generate", "runs/mine")
+    finally:
+        sys.modules.pop("armm_own_file", None)
+    assert (here / "samples/0-0000.png").is_file()
 
 
 def test_train_does_not_write_over_a_run(runs: Path, refused: Run) -> None:

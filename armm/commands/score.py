@@ -17,7 +17,8 @@ from armm.model import AutoregressiveModel
 from armm.sequence import Document
 from armm.windows import windows
 
-WINDOW = 1024  # units of a window of documents that are longer than the model's context
+WINDOW = 1024  # units of a window of longer documents
+BATCH = 4  # windows side by side
 
 
 def parser() -> OptionParser:
@@ -34,7 +35,8 @@ def parser() -> OptionParser:
     p.add_argument(
         "--window",
         type=int,
-        help=f"units of a window of longer files, scored on its second half; the context, or {WINDOW}",
+        default=WINDOW,
+        help=f"units of a window of longer files, scored on its second half (default {WINDOW}, or the context if less)",
     )
     p.add_argument("--json", action="store_true", help="print one JSON object per file")
     p.add_argument("--device", default="cpu", help="where to run, such as cuda (default cpu)")
@@ -47,7 +49,7 @@ def run(arguments: list[str]) -> int:
     Raises InputError: a file or model that cannot be read, or that do not fit each other.
     """
     options = parser().parse_args(arguments)
-    if options.window is not None and options.window < 2:
+    if options.window < 2:
         raise InputError(f"--window is {options.window}, it must be at least 2")
     model = bundle.load(options.run, options.device)
     given = [segment.as_condition() for segment in parse_prompts(model, options.given, "--given")]
@@ -78,27 +80,26 @@ def check_layout(model: AutoregressiveModel, names: list[str]) -> None:
 
 
 @torch.inference_mode()
-def score(model: AutoregressiveModel, document: Document, window: int | None = None) -> dict[str, Any]:
+def score(model: AutoregressiveModel, document: Document, window: int = WINDOW) -> dict[str, Any]:
     """Bits of a document's last segment, and of its structure.
 
     Args:
-        window: units at a time; each window but the first is scored on its second half. By default as many as the
-            context has room for.
+        window: units at a time, no more than the context has room for; each window but the first is scored on its
+            second half.
     """
     grammar, segment = model.grammar, document[-1]
-    size = window or (WINDOW if grammar.context is None else None)
-    pieces = windows(document, grammar, size)
+    pieces = windows(document, grammar, window)
     payload = structure = 0.0
-    for number, piece in enumerate(pieces):
-        batch = grammar.collate([piece]).to(model.begin.device)
+    for first in range(0, len(pieces), BATCH):
+        some = pieces[first : first + BATCH]
+        batch = grammar.collate(some).to(model.begin.device)
         log_probs = model.log_prob(batch)
         nats, more = log_probs.scored(batch)
         payload, structure = payload + float(nats), structure + float(more)
         # control symbols stand in every window: the beginnings count in the first, the document's end in the last
-        if number > 0:
-            structure += float(log_probs.control[:-1].sum())
-        if number < len(pieces) - 1:
-            structure += float(log_probs.control[-1:].sum())
+        control = log_probs.control.view(len(some), log_probs.control.numel() // len(some))
+        begun, ended = 0 if first else 1, len(some) - (first + BATCH >= len(pieces))
+        structure += float(control[begun:, :-1].sum()) + float(control[:ended, -1:].sum())
     modality = model.modalities[segment.modality]
     bits = payload / math.log(2)
     return {
