@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from armm.backbones import NoBackbone, Transformer
     from armm.bundle import load, save
     from armm.errors import InputError
-    from armm.generation import Sample, generate, temperature, top_k, top_p
+    from armm.generation import Sample, Temperature, TopK, TopP, beam_search, generate, stream
     from armm.heads import Categorical, CausalConv, LogisticMixture, Softmax
     from armm.modality import Modality
     from armm.model import AutoregressiveModel
@@ -30,20 +30,22 @@ __all__ = [
     "Sample",
     "Segment",
     "Softmax",
+    "Temperature",
+    "TopK",
+    "TopP",
     "Transformer",
+    "beam_search",
     "generate",
     "load",
     "save",
-    "temperature",
-    "top_k",
-    "top_p",
+    "stream",
 ]
 
 _HOMES = {
     "armm.backbones": ("NoBackbone", "Transformer"),
     "armm.bundle": ("load", "save"),
     "armm.errors": ("InputError",),
-    "armm.generation": ("Sample", "generate", "temperature", "top_k", "top_p"),
+    "armm.generation": ("Sample", "Temperature", "TopK", "TopP", "beam_search", "generate", "stream"),
     "armm.heads": ("Categorical", "CausalConv", "LogisticMixture", "Softmax"),
     "armm.modality": ("Modality",),
     "armm.model": ("AutoregressiveModel",),

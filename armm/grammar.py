@@ -322,13 +322,14 @@ class Grammar:
         runs = list(cursor.closed)
         if cursor.modality and len(cursor.coded) == len(self.modalities[cursor.modality].header_sizes):
             runs.append((cursor.modality, cursor.header, cursor.payload))
-        document = []
-        for name, header, payload in runs:
-            k = self.modalities[name].unit_symbols
-            symbols = torch.zeros(-(-len(payload) // k) * k, dtype=torch.int64)
-            symbols[: len(payload)] = torch.tensor(payload, dtype=torch.int64)
-            document.append(Segment(name, symbols.view(-1, k), len(payload), header))
-        return document
+        return [self.segment(name, header, payload) for name, header, payload in runs]
+
+    def segment(self, name: str, header: tuple[int, ...], payload: Sequence[int]) -> Segment:
+        """A segment of symbols, also of part of a last unit."""
+        k = self.modalities[name].unit_symbols
+        symbols = torch.zeros(-(-len(payload) // k) * k, dtype=torch.int64)
+        symbols[: len(payload)] = torch.tensor(payload, dtype=torch.int64)
+        return Segment(name, symbols.view(-1, k), len(payload), header)
 
     # ---------------------------------------------------------------- batches
 

@@ -110,6 +110,23 @@ class Modality(ABC):
         """Several raw data side by side, for logs and reports."""
         return Preview("text", "\n\n".join(str(raw) for raw in raws))
 
+    def symbol_bytes(self) -> list[bytes] | None:
+        """What each symbol is of a UTF-8 text, by value, where symbols are pieces of one; None where they are not.
+
+        With it come stop strings, streaming by characters and grammar constraints.
+        """
+        return None
+
+    def decode_part(self, segment: Segment, n_done: int) -> tuple[Any, int]:
+        """What the symbols from `n_done` on add to the raw data, for streaming.
+
+        Args:
+            segment: of what is there. n_done: symbols that earlier parts have shown.
+
+        Returns: raw data, None where there is nothing whole yet, and how many symbols are shown with it.
+        """
+        return None, n_done
+
     # ----------------------------------------------------------------- sizes
 
     def n_units(self, header: tuple[int, ...]) -> int | None:

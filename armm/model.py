@@ -255,6 +255,9 @@ class AutoregressiveModel(nn.Module):
 
     # --------------------------------------------------------- stepwise view
 
-    def state(self, n_rows: int = 1) -> State:
-        """An empty state of documents that have not begun."""
-        return State(self, n_rows)
+    def state(self, n_rows: int = 1, exact: bool = False) -> State:
+        """An empty state of documents that have not begun.
+
+        exact: logits do not depend on the other rows, bit for bit, where the machine's products allow it.
+        """
+        return State(self, n_rows, exact)

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from armm.errors import InputError
+from armm.exactness import MIN_ROWS, at_least, rows_needed
 from armm.grammar import Cursor, Slot, Stage
+from armm.heads import Choose
 from armm.sequence import Document
 
 if TYPE_CHECKING:
@@ -33,25 +35,39 @@ class NewUnit(NamedTuple):
     header: tuple[int, ...]
 
 
+class Synced(NamedTuple):
+    """The place that a head's state of a row is at: a segment, its length so far, and the open unit's position."""
+
+    modality: str
+    start: int
+    length: int
+    position: int
+
+
 class State:
     """Rows of documents being written.
 
     `extend` appends symbols and returns the logits of the next ones; `truncate` takes symbols back; `gather_rows`
     copies, drops and reorders rows; `len` is the number of symbols of the longest row and `lengths` of each.
+
+    Args:
+        exact: pad every product to 16 rows and attend query by query, so that logits do not depend on the other rows.
     """
 
-    def __init__(self, model: AutoregressiveModel, n_rows: int) -> None:
+    def __init__(self, model: AutoregressiveModel, n_rows: int, exact: bool = False) -> None:
         self.model, self.grammar = model, model.grammar
         self.device = model.begin.device
+        self.min_rows = MIN_ROWS if exact else 1
         self.cursors: list[Cursor] = [self.grammar.start() for _ in range(n_rows)]
         self.streams: list[list[int]] = [[] for _ in range(n_rows)]
         width, value_width = model.backbone_config.width, model.backbone_config.value_width
-        self._backbone = model.backbone.state(n_rows)
-        self._heads = {name: model.head(name).state(n_rows) for name in model.modalities}
-        # per row and modality: the segment, its length and the open unit's position that the head's state is at
-        self._synced: list[tuple[str, int, int, int] | None] = [None] * n_rows
-        # rows whose extension was one payload symbol: its modality, segment start and the segment's length with it
-        self._followed: dict[int, tuple[str, int, int]] = {}
+        backbone_rows = rows_needed(model.backbone) if exact else 1
+        self._backbone = model.backbone.state(n_rows, backbone_rows)
+        head_rows = {name: rows_needed(model.head(name)) if exact else 1 for name in model.modalities}
+        self._heads = {name: model.head(name).state(n_rows, head_rows[name]) for name in model.modalities}
+        self._synced: list[Synced | None] = [None] * n_rows
+        self._marks: list[tuple[int, Cursor]] = [(0, self.grammar.start()) for _ in range(n_rows)]
+        self._waiting: dict[int, list[NewUnit]] = {}  # completed units that the backbone has not read yet, by row
         with torch.no_grad():
             begin = model.begin.expand(n_rows, 1, width)
             values = begin.new_zeros(n_rows, 1, value_width) if value_width else None
@@ -59,7 +75,7 @@ class State:
             self._contexts = self._backbone.extend(rows, begin, values, [1] * n_rows)
 
     def __len__(self) -> int:
-        return max(len(stream) for stream in self.streams)
+        return max(self.lengths, default=0)
 
     @property
     def n_rows(self) -> int:
@@ -95,61 +111,77 @@ class State:
         """
         added = symbols.tolist() if isinstance(symbols, Tensor) else symbols
         assert len(added) == self.n_rows, "one list of symbols per row"
-        rows, new_units, before = [], [], self.lengths
+        self.append(added)
+        return self.logits(range(self.n_rows))
+
+    @torch.no_grad()
+    def append(self, added: Sequence[Sequence[int]], stepwise: bool = False) -> None:
+        """Append symbols to the rows, a list for each, without asking what comes next.
+
+        Args:
+            stepwise: several units of a row are read as if they had been appended one call each.
+
+        Raises InputError: as `extend` does.
+        """
+        if any(added[row] for row in self._waiting):
+            self._read_waiting()
+        before, waiting = self.lengths, dict(self._waiting)
+        followed: dict[int, Synced] = {}
         try:
             for row, own in enumerate(added):
-                units = self._push(row, own)
-                if units:
-                    rows.append(row)
-                    new_units.append(units)
+                if len(own) > 1:
+                    self._marks[row] = (len(self.streams[row]), self.cursors[row].copy())
+                for symbol in own:
+                    place = self._push(row, symbol)
+                    if place is not None and len(own) == 1:
+                        followed[row] = place
         except InputError:  # a refused call changes nothing
-            self._followed.clear()
+            self._waiting = waiting
             self.truncate(before)
             raise
-        self._follow(added)
-        if rows:
-            self._run_backbone(rows, new_units)
-        return self._next_logits()
+        self._follow(followed)
+        if any(len(units) > 1 for units in self._waiting.values()):
+            self._read_waiting(stepwise)
 
-    def _push(self, row: int, symbols: Sequence[int]) -> list[NewUnit]:
-        """Move a row over symbols; the units it completed."""
-        cursor, grammar, units = self.cursors[row], self.grammar, []
-        for symbol in symbols:
-            slot, position, start = cursor.slot(), cursor.position, cursor.start
-            header, payload = cursor.header, cursor.payload
-            if slot.stage == Stage.DONE:
-                raise InputError(f"row {row} has ended after {len(self.streams[row])} symbols; no symbol can follow")
-            if not 0 <= symbol < grammar.vocab(slot):
-                raise InputError(
-                    f"row {row}: symbol {symbol} at {len(self.streams[row])} is outside [0, {grammar.vocab(slot)})"
-                )
-            completed = grammar.push(cursor, symbol)
-            self.streams[row].append(symbol)
-            if slot.stage == Stage.PAYLOAD and len(symbols) == 1:
-                self._followed[row] = (slot.modality, start, len(payload))
-            if completed and slot.stage in (Stage.CONTROL, Stage.HEADER):
-                units.append(NewUnit(slot, [symbol], 0, ()))
-            elif completed:
-                index = position - start
-                own = payload[index * grammar.modalities[slot.modality].unit_symbols :]
-                units.append(NewUnit(Slot(Stage.PAYLOAD, slot.modality, 0), own, index, header))
-        return units
+    def _push(self, row: int, symbol: int) -> Synced | None:
+        """Move a row over a symbol; where a head stands that has followed, if it belonged to a payload."""
+        cursor, grammar = self.cursors[row], self.grammar
+        slot, position, start = cursor.slot(), cursor.position, cursor.start
+        header, payload = cursor.header, cursor.payload
+        if slot.stage == Stage.DONE:
+            raise InputError(f"row {row} has ended after {len(self.streams[row])} symbols; no symbol can follow")
+        if not 0 <= symbol < grammar.vocab(slot):
+            raise InputError(
+                f"row {row}: symbol {symbol} at {len(self.streams[row])} is outside [0, {grammar.vocab(slot)})"
+            )
+        completed = grammar.push(cursor, symbol)
+        self.streams[row].append(symbol)
+        if completed and slot.stage in (Stage.CONTROL, Stage.HEADER):
+            self._waiting.setdefault(row, []).append(NewUnit(slot, [symbol], 0, ()))
+        elif completed:
+            index = position - start
+            own = payload[index * grammar.modalities[slot.modality].unit_symbols :]
+            unit = NewUnit(Slot(Stage.PAYLOAD, slot.modality, 0), own, index, header)
+            self._waiting.setdefault(row, []).append(unit)
+        return Synced(slot.modality, start, len(payload), position) if slot.stage == Stage.PAYLOAD else None
 
-    def _follow(self, added: Sequence[Sequence[int]]) -> None:
-        """Let the heads' states take the one new payload symbol of rows that they stand right before."""
+    def _follow(self, followed: dict[int, Synced]) -> None:
+        """Let heads' states that stand right before the one new payload symbol of rows take it."""
         groups: dict[str, list[int]] = {}
-        for row, (name, start, length) in self._followed.items():
-            synced = self._synced[row]
-            if synced is not None and synced[:3] == (name, start, length - 1):
-                groups.setdefault(name, []).append(row)
-                self._synced[row] = (name, start, length, synced[3])
-        self._followed.clear()
+        for row, place in followed.items():
+            if self._synced[row] == place._replace(length=place.length - 1):
+                groups.setdefault(place.modality, []).append(row)
+                self._synced[row] = place
         for name, listed in groups.items():
-            symbols = torch.tensor([added[row][0] for row in listed], device=self.device)
+            symbols = torch.tensor([self.streams[row][-1] for row in listed], device=self.device)
             self._heads[name].extend(torch.tensor(listed, device=self.device), symbols)
 
-    def _run_backbone(self, rows: list[int], new_units: list[list[NewUnit]]) -> None:
-        """Append each row's new units to the backbone and keep the contexts."""
+    def _read_waiting(self, stepwise: bool = False) -> None:
+        """Append completed units to the backbone and keep the contexts."""
+        if not self._waiting:
+            return
+        rows, new_units = list(self._waiting), list(self._waiting.values())
+        self._waiting = {}
         counts = [len(units) for units in new_units]
         n = max(counts)
         config = self.model.backbone_config
@@ -162,22 +194,26 @@ class State:
         for slot, members in groups.items():
             where = torch.tensor([place for place, _ in members], device=self.device)
             vectors, own_values = self.model.embed(slot, *self._stack(slot, [unit for _, unit in members]))
-            x[where] = vectors.to(x.dtype)
+            x[where] = vectors[: len(members)].to(x.dtype)
             if values is not None and own_values is not None:
-                values[where] = own_values.to(values.dtype)
+                values[where] = own_values[: len(members)].to(values.dtype)
         index = torch.tensor(rows, device=self.device)
         x = x.view(len(rows), n, -1)
         values = values.view(len(rows), n, -1) if values is not None else None
-        contexts = self._backbone.extend(index, x, values, counts)
+        contexts = self._backbone.extend(index, x, values, counts, stepwise)
         ends = [self.cursors[row].position for row in rows]
-        missing = max(ends) + 1 - self._contexts.shape[1]
-        if missing > 0:
-            self._contexts = F.pad(self._contexts, (0, 0, 0, max(missing, self._contexts.shape[1])))
+        self._reserve(max(ends) + 1)
         for i, (row, end, count) in enumerate(zip(rows, ends, counts, strict=True)):
             self._contexts[row, end + 1 - count : end + 1] = contexts[i, :count]
 
+    def _reserve(self, n_positions: int) -> None:
+        missing = n_positions - self._contexts.shape[1]
+        if missing > 0:
+            self._contexts = F.pad(self._contexts, (0, 0, 0, max(missing, self._contexts.shape[1])))
+
     def _stack(self, slot: Slot, units: list[NewUnit]) -> tuple[Tensor, Tensor, Tensor]:
-        """Symbols (M, K), indices (M,) and headers (M, F) of units of one kind."""
+        """Symbols (M, K), indices (M,) and headers (M, F) of units of one kind; the last one is repeated if exact."""
+        units = units + units[-1:] * (self.min_rows - len(units))
         symbols = [unit.symbols for unit in units]
         if slot.stage == Stage.PAYLOAD:
             modality = self.grammar.modalities[slot.modality]
@@ -190,53 +226,59 @@ class State:
 
     # ---------------------------------------------------------------- reading
 
-    def _next_logits(self) -> Tensor:
+    @torch.no_grad()
+    def logits(self, rows: Sequence[int]) -> Tensor:
+        """(R, V) float32 logits of the next symbol of some rows, as `extend` returns them for all."""
+        self._read_waiting()
         groups: dict[Slot, list[int]] = {}
-        for row, cursor in enumerate(self.cursors):
-            groups.setdefault(cursor.slot(), []).append(row)
-        kinds = [slot for slot in groups if slot.stage != Stage.DONE]
-        n_symbols = max((self.grammar.vocab(slot) for slot in kinds), default=1)
-        whole = len(groups) == 1 and len(kinds) == 1
-        out = torch.empty(0) if whole else torch.full((self.n_rows, n_symbols), float("-inf"), device=self.device)
-        for slot, listed in groups.items():
-            rows = torch.tensor(listed, device=self.device)
-            if slot.stage == Stage.DONE:
-                out[rows, 0] = 0.0
-                continue
-            logits = self._logits_of(slot, listed, rows)
-            if whole:
-                return logits
-            out[rows, : logits.shape[1]] = logits
+        for i, row in enumerate(rows):
+            groups.setdefault(self.cursors[row].slot(), []).append(i)
+        if len(groups) == 1:
+            (slot,) = groups
+            return self._logits_of(slot, list(rows))
+        n_symbols = max((self.grammar.vocab(slot) for slot in groups if slot.stage != Stage.DONE), default=1)
+        out = torch.full((len(rows), n_symbols), float("-inf"), device=self.device)
+        for slot, places in groups.items():
+            logits = self._logits_of(slot, [rows[i] for i in places])
+            out[torch.tensor(places, device=self.device), : logits.shape[1]] = logits
         return out
 
-    def _logits_of(self, slot: Slot, listed: list[int], rows: Tensor) -> Tensor:
+    def _logits_of(self, slot: Slot, listed: list[int]) -> Tensor:
         """(R, V) logits of rows whose next symbol is of the same kind."""
-        if slot.stage != Stage.PAYLOAD:
-            cursors = [self.cursors[row] for row in listed]
-            position = torch.tensor([cursor.position for cursor in cursors], device=self.device)
-            index = torch.tensor([cursor.position - cursor.start for cursor in cursors], device=self.device)
-            return self.model.structure_logits(slot, self._contexts[rows, position], index)
-        self._sync(slot.modality, listed)
-        return self._heads[slot.modality].logits(rows)
+        if slot.stage == Stage.DONE:
+            return torch.zeros(len(listed), 1, device=self.device)
+        rows = torch.tensor(listed, device=self.device)
+        if not self.reads_context_only(slot):
+            self._sync(slot.modality, listed)
+            return self._heads[slot.modality].logits(rows)
+        cursors = [self.cursors[row] for row in listed]
+        position = torch.tensor([cursor.position for cursor in cursors], device=self.device)
+        context = self._contexts[rows, position]
+        return self._of_context(slot, context, [cursor.position - cursor.start for cursor in cursors])
+
+    def _of_context(self, slot: Slot, context: Tensor, index: list[int]) -> Tensor:
+        """(M, V) logits from (M, D) contexts of open units, the index-th of their segments."""
+        if slot.stage == Stage.PAYLOAD:
+            return self._heads[slot.modality].of_context(context)
+        where = F.pad(torch.tensor(index, device=self.device), (0, max(self.min_rows - len(index), 0)))
+        return self.model.structure_logits(slot, at_least(context, self.min_rows), where)[: len(index)]
 
     def _sync(self, name: str, listed: list[int]) -> None:
         """Bring a head's state to where the rows' cursors are."""
         to_open, to_load = [], []
         for row in listed:
             cursor, synced = self.cursors[row], self._synced[row]
-            length = len(cursor.payload)
-            if synced == (name, cursor.start, length, cursor.position):
+            here = Synced(name, cursor.start, len(cursor.payload), cursor.position)
+            if synced == here:
                 continue
-            steps_on = synced is not None and synced[:3] == (name, cursor.start, length)
-            steps_on = steps_on and synced is not None and synced[3] == cursor.position - 1
-            (to_open if steps_on else to_load).append(row)
-            self._synced[row] = (name, cursor.start, length, cursor.position)
+            (to_open if synced == here._replace(position=cursor.position - 1) else to_load).append(row)
+            self._synced[row] = here
         if to_open:
             rows = torch.tensor(to_open, device=self.device)
             position = torch.tensor([self.cursors[row].position for row in to_open], device=self.device)
             self._heads[name].open(rows, self._contexts[rows, position])
-        if to_load:
-            self._load(name, to_load)
+        for some in [to_load] if self.min_rows == 1 and to_load else [[row] for row in to_load]:
+            self._load(name, some)
 
     def _load(self, name: str, listed: list[int]) -> None:
         modality = self.grammar.modalities[name]
@@ -253,29 +295,129 @@ class State:
         header = torch.tensor([cursor.header for cursor in cursors], dtype=torch.int64, device=self.device)
         self._heads[name].load(rows, context, symbols.view(len(listed), n_units, k).to(self.device), lengths, header)
 
+    # ------------------------------------------------------- several symbols at once
+
+    @torch.no_grad()
+    def fill(self, rows: Sequence[int], n: int, choose: Choose) -> list[list[int]]:
+        """Write the next n payload symbols of rows of one modality, whose open units have room for them.
+
+        Args:
+            choose: picks the i-th of them for all rows: (R, V) logits, i -> (R,) symbols.
+
+        Returns: what was written, a list per row.
+        """
+        index = self._open(rows)
+        name = self.cursors[rows[0]].modality
+        drawn = self._heads[name].fill(index, n, choose).tolist()
+        self._record(rows, drawn)
+        return drawn
+
+    @torch.no_grad()
+    def ahead(self, rows: Sequence[int], guesses: Tensor) -> Tensor:
+        """(R, n, V) logits of the next symbols of open units, each given the (R, n) guesses before it.
+
+        Nothing is written; `accept` writes what was guessed last.
+        """
+        return self._heads[self.cursors[rows[0]].modality].ahead(self._open(rows), guesses)
+
+    @torch.no_grad()
+    def accept(self, rows: Sequence[int], symbols: Tensor) -> None:
+        """Write the (R, n) symbols that `ahead` was given last."""
+        self._heads[self.cursors[rows[0]].modality].accept(self._open(rows), symbols)
+        self._record(rows, symbols.tolist())
+
+    def looks_ahead(self, row: int) -> bool:
+        """Whether `ahead` can be asked about a row's open unit."""
+        return self.cursors[row].stage == Stage.PAYLOAD and self._heads[self.cursors[row].modality].looks_ahead
+
+    def _open(self, rows: Sequence[int]) -> Tensor:
+        self._read_waiting()
+        self._sync(self.cursors[rows[0]].modality, list(rows))
+        return torch.tensor(list(rows), device=self.device)
+
+    def _record(self, rows: Sequence[int], written: list[list[int]]) -> None:
+        """Put symbols into the streams that the heads have already."""
+        for row, symbols in zip(rows, written, strict=True):
+            for symbol in symbols:
+                self._synced[row] = self._push(row, symbol)
+
+    @torch.no_grad()
+    def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+        """Append guesses, a list for each row, and return the (V,) logits after each: those of one step at a time.
+
+        Take back with `truncate` what was guessed wrong. Logits are empty after the end of a document, and where the
+        next symbol's head reads more than the context.
+
+        Raises InputError: as `extend` does.
+        """
+        self._read_waiting()
+        asked: dict[Slot, list[tuple[int, int, int, int]]] = {}  # row, number of the guess, position, index in segment
+        scouts = [cursor.copy() for cursor in self.cursors]
+        self.append(guesses, stepwise=True)
+        self._read_waiting(stepwise=True)
+        for row, (own, scout) in enumerate(zip(guesses, scouts, strict=True)):
+            for number, symbol in enumerate(own):
+                self.grammar.push(scout, symbol)
+                place = (row, number, scout.position, scout.position - scout.start)
+                asked.setdefault(scout.slot(), []).append(place)
+        out: list[list[Tensor]] = [[torch.empty(0)] * len(own) for own in guesses]
+        for slot, places in asked.items():
+            if slot.stage == Stage.DONE or not self.reads_context_only(slot):
+                continue
+            rows = torch.tensor([place[0] for place in places], device=self.device)
+            position = torch.tensor([place[2] for place in places], device=self.device)
+            logits = self._of_context(slot, self._contexts[rows, position], [place[3] for place in places])
+            for (row, number, _, _), own in zip(places, logits, strict=True):
+                out[row][number] = own
+        return out
+
+    def verifies(self, row: int) -> bool:
+        """Whether `verify` has logits of a row: its open segment's head reads the context alone."""
+        modality = self.cursors[row].modality
+        return bool(modality) and self._heads[modality].context_only
+
+    def reads_context_only(self, slot: Slot) -> bool:
+        """Whether the logits of such a symbol are a function of its unit's context."""
+        return slot.stage != Stage.PAYLOAD or self._heads[slot.modality].context_only
+
     # ----------------------------------------------------------- moving around
 
     def truncate(self, lengths: int | Sequence[int]) -> None:
         """Keep only the first `lengths[i]` symbols of row i (of every row, for an int)."""
         wanted = [lengths] * self.n_rows if isinstance(lengths, int) else list(lengths)
         assert len(wanted) == self.n_rows and min(wanted) >= 0, "one length per row, none negative"
+        self._read_waiting()
         for row, length in enumerate(wanted):
             if length >= len(self.streams[row]):
                 continue
-            del self.streams[row][length:]
-            cursor = self.grammar.start()
-            for symbol in self.streams[row]:
+            marked, cursor = self._marks[row]
+            cursor = cursor.copy() if marked <= length else self.grammar.start()
+            for symbol in self.streams[row][marked if marked <= length else 0 : length]:
                 self.grammar.push(cursor, symbol)
+            del self.streams[row][length:]
             self.cursors[row], self._synced[row] = cursor, None
+            self._marks[row] = (length, cursor.copy())
         self._backbone.truncate([cursor.position + 1 for cursor in self.cursors])
 
     def gather_rows(self, index: Sequence[int]) -> None:
         """Row i becomes a copy of what row `index[i]` was; rows may be repeated, dropped and added."""
+        self._read_waiting()
         where = torch.tensor(list(index), dtype=torch.int64, device=self.device)
         self.cursors = [self.cursors[i].copy() for i in index]
         self.streams = [list(self.streams[i]) for i in index]
-        self._synced = [self._synced[i] for i in index]
+        self._synced, self._marks = [self._synced[i] for i in index], [self._marks[i] for i in index]
         self._contexts = self._contexts[where]
         self._backbone.gather_rows(where)
         for head in self._heads.values():
             head.gather_rows(where)
+
+    def copy_row(self, row: int, source: State, source_row: int) -> None:
+        """A row becomes a copy of one of another state of the same model."""
+        self._read_waiting()
+        source._read_waiting()
+        self.cursors[row], self.streams[row] = source.cursors[source_row].copy(), list(source.streams[source_row])
+        self._marks[row], self._synced[row] = source._marks[source_row], None
+        n = self.cursors[row].position + 1
+        self._reserve(n)
+        self._contexts[row, :n] = source._contexts[source_row, :n]
+        self._backbone.copy_row(row, source._backbone, source_row)

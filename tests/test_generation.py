@@ -1,4 +1,4 @@
-"""Noise, filters and the sampling engine: what a sample depends on, and what it does not."""
+"""The sampling engine: what a sample depends on, and what it does not."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_modalities import Clip, Letters, Picture, hash_parameters, hash_symbols, segment_of
-from torch import Tensor
+from tiny_modalities import Clip, Letters, Picture, hash_parameters, segment_of
 
 from armm.backbones import Transformer
 from armm.errors import InputError
-from armm.generation import Filter, Sample, engine, generate, noise, temperature, top_k, top_p
-from armm.generation.engine import ends_by_itself, prompt_stream
+from armm.generation import Filter, Sample, Temperature, TopK, TopP, generate
 from armm.generation.noise import gumbel
+from armm.generation.requests import ends_by_itself, start
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
 from armm.sequence import Document, Segment
@@ -59,170 +58,8 @@ def text(*symbols: int) -> Segment:
 
 
 def streams(samples: Any) -> list[list[int]]:
-    return [sample.symbols for sample in samples]
-
-
-# ---------------------------------------------------------------------------- noise
-
-
-def grid(seed: int = 0, n_samples: int = 64, n_positions: int = 64, vocab: int = 64) -> Tensor:
-    """(n_samples, n_positions, vocab) uniform values behind the noise."""
-    samples = torch.arange(n_samples)[:, None].expand(n_samples, n_positions)
-    positions = torch.arange(n_positions).expand(n_samples, n_positions)
-    return torch.exp(-torch.exp(-gumbel(seed, samples, positions, vocab).double()))
-
-
-def test_noise_is_what_it_was() -> None:
-    """A sample belongs to its seed for good: another value here would change every sample ever made."""
-    values = gumbel(0, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), 4)
-    expected = [
-        [-0.7526282072067261, 1.1769095659255981, 2.7631402015686035, 0.5536748170852661],
-        [-0.9324259161949158, -0.7089055776596069, -0.40486928820610046, -0.4549872577190399],
-        [3.289226770401001, -1.286908507347107, -0.833004355430603, -0.14058513939380646],
-    ]
-    torch.testing.assert_close(values, torch.tensor(expected), rtol=1e-6, atol=1e-6)
-    far = gumbel(-1, torch.tensor([7]), torch.tensor([100_000]), 3)
-    expected = [[-0.3356494605541229, 0.4264221489429474, 0.20537011325359344]]
-    torch.testing.assert_close(far, torch.tensor(expected), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("word", [0, -1, 1 << 62, -(1 << 63)])
-def test_noise_is_finite_whatever_the_hash(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A uniform value of exactly 0 or 1 would be noise of -inf or inf: a symbol that always or never wins."""
-    monkeypatch.setattr(noise, "mix", lambda x: torch.full_like(x, word))
-    assert gumbel(0, torch.tensor([0]), torch.tensor([0]), 3).isfinite().all()
-
-
-def test_noise_is_uniform() -> None:
-    """Chi-square of 256 cells over 262,144 values: 255 degrees of freedom, mean 255, deviation 22.6."""
-    counts = torch.histc(grid(), bins=256, min=0, max=1)
-    expected = counts.sum() / 256
-    chi_square = float(((counts - expected) ** 2 / expected).sum())
-    assert 255 - 4 * 22.6 < chi_square < 255 + 4 * 22.6
-
-
-@pytest.mark.parametrize("axis", ["sample", "position", "value", "seed"])
-@pytest.mark.parametrize("step", [1, 2, 16])
-def test_neighbours_are_not_correlated(axis: str, step: int) -> None:
-    """Of neighbouring seeds, samples, positions and values; 4 deviations of the correlation of so many pairs."""
-    if axis == "seed":
-        one, other = grid(seed=5), grid(seed=5 + step)
-    else:
-        where = ["sample", "position", "value"].index(axis)
-        whole = grid()
-        one, other = whole.narrow(where, 0, 64 - step), whole.narrow(where, step, 64 - step)
-    correlation = float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
-    assert abs(correlation) < 4 / one.numel() ** 0.5
-
-
-def test_samples_and_positions_do_not_swap() -> None:
-    """Sample 3 at position 5 is not sample 5 at position 3."""
-    whole = grid(vocab=1)[..., 0]
-    assert not torch.equal(whole, whole.T)
-    assert len(torch.unique(whole)) == whole.numel()
-
-
-def test_noise_of_a_value_does_not_depend_on_the_alphabet_or_the_batch() -> None:
-    """Keyed by the symbol's value: a larger alphabet, or other rows beside it, change nothing, bitwise."""
-    samples, positions = torch.arange(10), torch.arange(10) * 3
-    whole = gumbel(4, samples, positions, 300)
-    assert torch.equal(whole[:, :7], gumbel(4, samples, positions, 7))
-    for row in range(10):
-        assert torch.equal(whole[row : row + 1], gumbel(4, samples[row : row + 1], positions[row : row + 1], 300))
-    order = torch.tensor([3, 1, 2])
-    assert torch.equal(whole[order], gumbel(4, samples[order], positions[order], 300))
-
-
-def test_blocks_are_the_noise_itself() -> None:
-    """Computed ahead for speed: equal to position by position, also when rows jump or alphabets change."""
-    block = engine.NoiseBlock(2, [4, 9], torch.device("cpu"))
-    for positions, vocab in [
-        ([0, 3], 5),
-        ([1, 4], 5),
-        ([2, 5], 5),
-        ([3, 6], 2),
-        ([4, 7], 5),
-        ([40, 7], 5),
-        ([41, 8], 5),
-    ]:
-        expected = gumbel(2, torch.tensor([4, 9]), torch.tensor(positions), vocab)
-        assert torch.equal(block.next(positions, vocab), expected)
-
-
-# -------------------------------------------------------------------------- filters
-
-ROW = torch.tensor([[1.0, 3.0, 2.0, 3.0, -INF]])
-
-
-def allowed(filtered: Tensor) -> list[int]:
-    return (filtered[0] > -INF).nonzero()[:, 0].tolist()
-
-
-@pytest.mark.parametrize(
-    ("keep", "expected"),
-    [
-        (top_k(1), [1, 3]),  # equals of the k-th stay
-        (top_k(2), [1, 3]),
-        (top_k(3), [1, 2, 3]),
-        (top_k(4), [0, 1, 2, 3]),
-        (top_k(5), [0, 1, 2, 3]),
-        (top_k(1000), [0, 1, 2, 3]),
-        (top_p(1e-30), [1]),
-        (top_p(0.45), [1, 3]),  # probabilities 0.057, 0.419, 0.154, 0.419
-        (top_p(0.84), [1, 2, 3]),
-        (top_p(1.0), [0, 1, 2, 3]),
-        (temperature(0.0), [1]),  # the lowest of equals
-        (temperature(0.5), [0, 1, 2, 3]),
-    ],
-)
-def test_filters_keep(keep: Filter, expected: list[int]) -> None:
-    before = ROW.clone()
-    assert allowed(keep(ROW)) == expected
-    assert torch.equal(ROW, before)
-
-
-@pytest.mark.parametrize("keep", [top_k(2), top_p(0.5), top_p(1.0)])
-def test_what_is_kept_keeps_its_logit(keep: Filter) -> None:
-    filtered = keep(ROW)
-    chosen = filtered > -INF
-    assert torch.equal(filtered[chosen], ROW[chosen])
-
-
-@pytest.mark.parametrize("keep", [top_k(2), top_p(0.5), top_p(1e-9), temperature(0.0), temperature(0.7)])
-def test_rows_without_any_symbol_stay_so(keep: Filter) -> None:
-    """No NaN, and nothing that was ruled out comes back."""
-    nothing = torch.full((2, 4), -INF)
-    assert torch.equal(keep(nothing), nothing)
-
-
-def test_filters_leave_other_rows_alone() -> None:
-    rows = torch.tensor(hash_symbols(60, 100)).float().view(6, 10) / 20
-    for keep in (top_k(3), top_p(0.6), temperature(0.0), temperature(0.3)):
-        assert torch.equal(keep(rows), torch.cat([keep(row[None]) for row in rows]))
-
-
-def test_temperature_divides() -> None:
-    assert torch.equal(temperature(0.5)(ROW), ROW * 2)
-    assert torch.equal(temperature(1.0)(ROW), ROW)
-
-
-@pytest.mark.parametrize(
-    ("make", "word"),
-    [
-        (lambda: temperature(-0.1), "temperature"),
-        (lambda: temperature(float("nan")), "temperature"),
-        (lambda: temperature(INF), "temperature"),
-        (lambda: temperature(1e-40), "temperature"),  # divides to infinities and NaN
-        (lambda: top_k(0), "top_k"),
-        (lambda: top_p(0.0), "top_p"),
-        (lambda: top_p(1.1), "top_p"),
-        (lambda: top_p(float("nan")), "top_p"),
-    ],
-)
-def test_impossible_filters_are_refused(make: Any, word: str) -> None:
-    with pytest.raises(InputError, match=word) as error:
-        make()
-    assert "\n" not in str(error.value)
+    """In the order of their prompts and numbers, not of their finishing."""
+    return [sample.symbols for sample in sorted(samples, key=lambda s: (s.prompt, s.index))]
 
 
 # --------------------------------------------------------------------------- engine
@@ -234,42 +71,47 @@ def slow_sample(model: AutoregressiveModel, k: int, seed: int, filters: Sequence
     logits = state.extend([[]])
     while not state.done[0]:
         for keep in filters:
-            logits = keep(logits)
+            logits = keep(logits, [])
         at = torch.tensor([k]), torch.tensor([len(state)])
         symbol = int((logits + gumbel(seed, *at, logits.shape[-1])).argmax())
         logits = state.extend([[symbol]])
     return state.streams[0]
 
 
-@pytest.mark.parametrize("filters", [(), (temperature(0.7), top_k(3)), (top_p(0.8),)], ids=["none", "t and k", "p"])
+@pytest.mark.parametrize("filters", [(), (Temperature(0.7), TopK(3)), (TopP(0.8),)], ids=["none", "t and k", "p"])
 def test_samples_are_those_of_the_definition(free: AutoregressiveModel, filters: Sequence[Filter]) -> None:
-    found = streams(generate(free, 12, seed=3, filters=filters, batch_size=5))
+    found = streams(generate(free, n=12, seed=3, filters=filters, batch_size=5))
     assert found == [slow_sample(free, k, 3, filters) for k in range(12)]
     assert len({tuple(symbols) for symbols in found}) > 6
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_batch_size_changes_nothing(free: AutoregressiveModel, batch_size: int) -> None:
-    expected = [(s.index, s.symbols, s.stop) for s in generate(free, 10, seed=1, batch_size=4)]
-    found = [(s.index, s.symbols, s.stop) for s in generate(free, 10, seed=1, batch_size=batch_size)]
+    expected = sorted((s.index, s.symbols, s.stop) for s in generate(free, n=10, seed=1, batch_size=4))
+    found = sorted((s.index, s.symbols, s.stop) for s in generate(free, n=10, seed=1, batch_size=batch_size))
     assert found == expected and [index for index, _, _ in found] == list(range(10))
 
 
 def test_one_sample_can_be_made_again_alone(free: AutoregressiveModel) -> None:
-    whole = list(generate(free, 10, seed=1))
-    (again,) = generate(free, seed=1, samples=[7])
-    assert again.index == 7 and again.symbols == whole[7].symbols
-    backwards = streams(generate(free, seed=1, samples=[9, 0, 4]))
-    assert backwards == [whole[k].symbols for k in (9, 0, 4)]
+    whole = streams(generate(free, n=10, seed=1))
+    (again,) = generate(free, seed=1, samples=[(0, 7)])
+    assert again.index == 7 and again.symbols == whole[7]
+    some = streams(generate(free, seed=1, samples=[(0, 9), (0, 0), (0, 4)]))
+    assert some == [whole[k] for k in (0, 4, 9)]
+
+
+def test_more_samples_begin_with_the_same(free: AutoregressiveModel) -> None:
+    """Sample k of 8 is sample k of 64."""
+    assert streams(generate(free, n=20, seed=1))[:8] == streams(generate(free, n=8, seed=1))
 
 
 def test_seeds_and_samples_differ(stream: AutoregressiveModel) -> None:
-    found = [tuple(s.symbols) for seed in range(3) for s in generate(stream, 5, seed=seed, max_symbols=20)]
+    found = [tuple(s.symbols) for seed in range(3) for s in generate(stream, n=5, seed=seed, max_symbols=20)]
     assert len(set(found)) == 15
 
 
 def test_greedy_takes_the_most_probable(letters: AutoregressiveModel) -> None:
-    (sample,) = generate(letters, 1, filters=[temperature(0.0)])
+    (sample,) = generate(letters, n=1, filters=[Temperature(0.0)])
     state = letters.state(1)
     logits = state.extend([[]])
     for symbol in sample.symbols:
@@ -281,31 +123,35 @@ def test_log_probs_are_those_of_the_model(free: AutoregressiveModel) -> None:
     """Whatever the filters and the plan do: the numbers beside a sample are the model's own."""
     prompt = [text(1, 2)]
     plan = ["letters", "picture"]
-    for sample in generate(free, 4, seed=2, prompts=[prompt], plan=plan, filters=[temperature(0.3), top_k(2)]):
+    for sample in generate(free, n=4, seed=2, prompts=[prompt], plan=plan, filters=[Temperature(0.3), TopK(2)]):
         nats = free.stream_log_prob(sample.document).detach()
         assert len(nats) == len(sample.symbols)
         torch.testing.assert_close(torch.tensor(sample.log_probs), nats[sample.n_prompt :], rtol=1e-4, atol=1e-5)
 
 
-def test_samples_come_as_soon_as_they_are_finished(letters: AutoregressiveModel, monkeypatch: Any) -> None:
-    """Whoever stops a long batch keeps what was finished before: in order, the first does not wait for the longest."""
+def test_samples_come_as_soon_as_they_are_finished(letters: AutoregressiveModel) -> None:
+    """Whoever stops a long batch keeps what was finished before."""
+    samples = list(generate(letters, n=6, seed=1))
+    lengths = [len(s.symbols) for s in samples]
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
+
+
+def test_finished_rows_are_replaced_at_once(letters: AutoregressiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch does not wait for its longest row: as many steps as two rows take that share the work."""
     steps = []
-    extend = State.extend
-    monkeypatch.setattr(State, "extend", lambda state, symbols: steps.append(1) or extend(state, symbols))
-    seed = next(seed for seed in range(50) if len(next(generate(letters, 4, seed=seed)).symbols) < 5)
+    original = State.append
+    monkeypatch.setattr(State, "append", lambda s, a, *rest: (steps.append(1), original(s, a, *rest))[1])
+    lengths = [len(s.log_probs) for s in generate(letters, n=12, seed=1, exact=False)]
     steps.clear()
-    samples = generate(letters, 4, seed=seed)
-    next(samples)
-    n_first = len(steps)
-    list(samples)
-    assert n_first <= 5 and n_first < len(steps)
+    list(generate(letters, n=12, seed=1, batch_size=2, exact=False))
+    assert sum(lengths) / 2 <= len(steps) < sum(lengths) / 2 + max(lengths) + 4
 
 
 def test_the_model_trains_on_as_before(letters: AutoregressiveModel) -> None:
     """Dropout off while sampling, and back on after, also where the caller takes no more samples."""
     letters.train()
     try:
-        samples = generate(letters, 2)
+        samples = generate(letters, n=2)
         next(samples)
         assert not letters.training
         samples.close()  # type: ignore[attr-defined]
@@ -318,41 +164,53 @@ def test_the_model_trains_on_as_before(letters: AutoregressiveModel) -> None:
 
 
 def test_prompts_are_kept_exactly(free: AutoregressiveModel, letters: AutoregressiveModel) -> None:
-    for sample in generate(letters, 5, prompts=[[text(4, 0, 5)]]):
+    for sample in generate(letters, n=5, prompts=[[text(4, 0, 5)]]):
         assert sample.document[0].flat().tolist()[:3] == [4, 0, 5]
         assert sample.symbols[: sample.n_prompt] == [0, 4, 0, 0, 0, 5]  # a decision before each: more follow
     picture = Segment("picture", torch.tensor([[1, 2, 3, 4]]), None, (2, 1))
     clip = segment_of("clip", [1, 2, 3, 4], 3)
     for beginning in (picture, clip):
-        for sample in generate(free, 5, prompts=[[text(3), beginning]]):
+        for sample in generate(free, n=5, prompts=[[text(3), beginning]]):
             own = sample.document[1]
             assert sample.document[0].flat().tolist() == [3]
             assert own.modality == beginning.modality
             assert own.flat().tolist()[: beginning.length] == beginning.flat().tolist()
 
 
-def test_every_sample_has_its_own_prompt(letters: AutoregressiveModel) -> None:
-    """Sample k continues prompt k modulo their number; alone or beside others it is the same sample."""
+def test_a_sample_does_not_depend_on_other_prompts(letters: AutoregressiveModel) -> None:
+    """Of a prompt and a number, beside longer and shorter prompts or alone; n samples share one reading."""
     prompts: list[Document] = [[text(1)], [text(2, 3, 4)], []]
     beginnings = [[0, 1], [0, 2, 0, 3, 0, 4], []]
-    for sample in generate(letters, 7, prompts=prompts, batch_size=4):
-        assert sample.symbols[: sample.n_prompt] == beginnings[sample.index % 3]
-        (alone,) = generate(letters, prompts=prompts, samples=[sample.index])
-        assert alone.symbols == sample.symbols
+    samples = list(generate(letters, prompts, n=3, batch_size=4))
+    assert sorted((s.prompt, s.index) for s in samples) == [(p, k) for p in range(3) for k in range(3)]
+    for sample in samples:
+        assert sample.symbols[: sample.n_prompt] == beginnings[sample.prompt]
+        (alone,) = generate(letters, [prompts[sample.prompt]], samples=[(0, sample.index)])
+        assert alone.symbols == sample.symbols and alone.exact and sample.exact
+
+
+def test_a_prompt_is_read_once(letters: AutoregressiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    original = State.append
+    monkeypatch.setattr(
+        State, "append", lambda s, a, *r: (read.extend(x for x in a if len(x) > 1), original(s, a, *r))[1]
+    )
+    list(generate(letters, [[text(1, 2)]], n=5, exact=False))
+    assert read == [[0, 1, 0, 2]]
 
 
 def test_a_complete_prompt_is_followed_by_something_else(free: AutoregressiveModel) -> None:
     whole = [text(1, 2, 3)]
-    for sample in generate(free, 6, prompts=[whole], prompt_complete=True):
+    for sample in generate(free, n=6, prompts=[whole], prompt_complete=True):
         assert sample.document[0].flat().tolist() == [1, 2, 3]
-    longer = [s.document[0].length for s in generate(free, 6, prompts=[whole])]
+    longer = [s.document[0].length for s in generate(free, n=6, prompts=[whole])]
     assert max(longer) > 3
 
 
 def test_a_prompt_that_is_all_there_is_needs_no_symbols() -> None:
     model = build(Picture(size=(2, 4)), layout=["picture"])
     picture = Segment("picture", torch.tensor([[1, 2, 3, 4], [0, 1, 2, 3]]), None, (2, 1))
-    (sample,) = generate(model, 1, prompts=[[picture]], prompt_complete=True)
+    (sample,) = generate(model, n=1, prompts=[[picture]], prompt_complete=True)
     assert (sample.stop, sample.log_probs, sample.symbols) == ("end", [], [1, 2, 3, 4, 0, 1, 2, 3])
 
 
@@ -361,27 +219,27 @@ def test_a_prompt_that_is_all_there_is_needs_no_symbols() -> None:
 
 def test_stops(letters: AutoregressiveModel, stream: AutoregressiveModel) -> None:
     """`end`: the document says so; `length`: as many symbols as asked for; `context`: no more units fit."""
-    assert {s.stop for s in generate(letters, 8, seed=1)} == {"end"}
-    for sample in generate(stream, 3, max_symbols=11, prompts=[[text(1, 2)]]):
+    assert {s.stop for s in generate(letters, n=8, seed=1)} == {"end"}
+    for sample in generate(stream, n=3, max_symbols=11, prompts=[[text(1, 2)]]):
         assert (sample.stop, len(sample.log_probs), len(sample.symbols)) == ("length", 11, 13)
     short = build(Letters(ended=False), layout=["letters"], context=9)
-    for sample in generate(short, 3, prompts=[[text(1, 2)]]):
+    for sample in generate(short, n=3, prompts=[[text(1, 2)]]):
         assert (sample.stop, sample.document[0].length) == ("context", 9)
 
 
 def test_length_counts_new_symbols_only_and_ends_may_come_first(letters: AutoregressiveModel) -> None:
-    samples: list[Sample] = list(generate(letters, 20, max_symbols=6, prompts=[[text(1)]]))
+    samples: list[Sample] = list(generate(letters, n=20, max_symbols=6, prompts=[[text(1)]]))
     assert {s.stop for s in samples} == {"end", "length"}
     assert all(len(s.log_probs) == 6 if s.stop == "length" else len(s.log_probs) <= 6 for s in samples)
 
 
 def test_a_plan_decides_what_comes(free: AutoregressiveModel) -> None:
     plan = ["picture", "letters", "clip", "letters"]
-    for sample in generate(free, 5, plan=plan):
+    for sample in generate(free, n=5, plan=plan):
         assert [segment.modality for segment in sample.document] == plan
         assert sample.stop == "end"
     for sample in generate(
-        free, 5, plan=plan, prompts=[[Segment("picture", torch.tensor([[1, 2, 3, 4]]), None, (2, 1))]]
+        free, n=5, plan=plan, prompts=[[Segment("picture", torch.tensor([[1, 2, 3, 4]]), None, (2, 1))]]
     ):
         assert [segment.modality for segment in sample.document] == plan
 
@@ -392,7 +250,12 @@ def test_a_plan_decides_what_comes(free: AutoregressiveModel) -> None:
         ({"n": 0}, "n is 0"),
         ({"n": -3}, "n is -3"),
         ({"samples": []}, "samples is empty"),
-        ({"samples": [-1]}, "samples names -1"),
+        ({"samples": [(0, -1)]}, r"samples names \(0, -1\)"),
+        ({"samples": [(1, 0)]}, r"samples names \(1, 0\)"),
+        ({"guidance": -1.0}, "guidance is -1"),
+        ({"without": [text(1)]}, "set guidance"),
+        ({"stops": ["x"]}, "stops ends texts"),
+        ({"stops": [""]}, "empty string"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"max_symbols": 0}, "max_symbols is 0"),
         ({"plan": ["lettres"]}, "lettres.*did you mean 'letters'"),
@@ -413,20 +276,20 @@ def test_mistakes_show_at_the_call(free: AutoregressiveModel, options: dict[str,
 def test_documents_without_an_end_need_a_length(stream: AutoregressiveModel) -> None:
     assert not ends_by_itself(stream)
     with pytest.raises(InputError, match="set max_symbols"):
-        generate(stream, 1)
+        generate(stream, n=1)
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
     model = build(Letters(ended=False), layout=["letters"], context=4)
-    assert prompt_stream(model, [text(1, 2, 3)]) == [1, 2, 3]
+    assert start(model, [text(1, 2, 3)]).read == [1, 2, 3]
     with pytest.raises(InputError, match="4 units, the model's context is 4"):
-        generate(model, 1, prompts=[[text(1, 2, 3, 4)]])
+        generate(model, n=1, prompts=[[text(1, 2, 3, 4)]])
 
 
 def test_prompts_and_plans_that_do_not_fit_the_layout_are_refused(letters: AutoregressiveModel) -> None:
     with pytest.raises(InputError, match="the prompt is clip"):
-        generate(letters, 1, prompts=[[segment_of("clip", [1], 3)]])
+        generate(letters, n=1, prompts=[[segment_of("clip", [1], 3)]])
     with pytest.raises(InputError, match="always letters"):
-        generate(letters, 1, plan=["letters"])
+        generate(letters, n=1, plan=["letters"])
     with pytest.raises(InputError, match="outside"):
-        list(generate(letters, 1, prompts=[[text(99)]]))
+        list(generate(letters, n=1, prompts=[[text(99)]]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from armm.backbones import Transformer
-from armm.generation import generate, temperature
+from armm.generation import Temperature, generate
 from armm.heads import CausalConv
 from armm.modalities import Audio, Image, Text
 from armm.model import AutoregressiveModel
@@ -86,9 +86,9 @@ def test_every_module_is_trained_by_its_part_of_the_document() -> None:
 def test_structure_is_learnt(trained: tuple[AutoregressiveModel, list[float]]) -> None:
     """Greedy, and nearly always by chance, a document is text, image, audio, text, and each part can be decoded."""
     model, _ = trained
-    (greedy,) = generate(model, filters=[temperature(0)], max_symbols=200)
+    (greedy,) = generate(model, filters=[Temperature(0)], max_symbols=200)
     assert [segment.modality for segment in greedy.document] == ORDER and greedy.stop == "end"
-    samples = list(generate(model, 32, seed=3, max_symbols=200))
+    samples = list(generate(model, n=32, seed=3, max_symbols=200))
     ordered = [s for s in samples if [segment.modality for segment in s.document] == ORDER and s.stop == "end"]
     assert len(ordered) >= 28
     words, fitting = [], 0
@@ -111,7 +111,7 @@ def test_a_text_prompt_decides_what_is_seen_and_heard(
     _, image, audio = MODALITIES.values()
     said, seen, heard, _ = document(word, np.random.default_rng(0))
     begun = [said, seen.window(0, 0)]  # the text is complete, of the image nothing is there
-    (sample,) = generate(model, prompts=[begun], filters=[temperature(0)], max_symbols=200)
+    (sample,) = generate(model, prompts=[begun], filters=[Temperature(0)], max_symbols=200)
     assert sample.symbols[: sample.n_prompt] == [*model.grammar.flatten([said])[:-1], 2]
     assert [segment.modality for segment in sample.document] == ORDER
     decoded = [model.modalities[segment.modality].decode(segment) for segment in sample.document]
@@ -141,7 +141,7 @@ def test_joint_bits_are_exact(trained: tuple[AutoregressiveModel, list[float]]) 
         logits = state.extend([stream[t : t + 1] for stream in streams])
     assert state.done == [True, True]
     assert stepped == pytest.approx(float(payload + structure), rel=1e-4)
-    for sample in islice(generate(model, 4, seed=5, max_symbols=200), 4):
+    for sample in islice(generate(model, n=4, seed=5, max_symbols=200), 4):
         if sample.stop == "end":
             with torch.no_grad():
                 assert sum(sample.log_probs) == pytest.approx(

@@ -18,21 +18,28 @@ class Backbone(nn.Module, ABC):
         """(B, N, D) embeddings and, where the config asks for them, (B, N, config.value_width) -> (B, N, D)."""
 
     @abstractmethod
-    def state(self, n_rows: int) -> BackboneState:
-        """An empty state for stepping through rows."""
+    def state(self, n_rows: int, min_rows: int = 1) -> BackboneState:
+        """An empty state for stepping through rows.
+
+        min_rows: every matrix product has at least so many rows, so that its results do not depend on `n_rows`.
+        """
 
 
 class BackboneState(ABC):
     """What a backbone remembers of each row, indexed by position."""
 
     @abstractmethod
-    def extend(self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int]) -> Tensor:
+    def extend(
+        self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int], stepwise: bool = False
+    ) -> Tensor:
         """Append units to rows.
 
         Args:
             rows: (R,) which rows.
             x: (R, N, D), right-padded. values: (R, N, value_width) or None.
             counts: how many of the N are real, for every row.
+            stepwise: the same numbers as if the units had been appended one call each, bit for bit where products of
+                rows allow it.
 
         Returns: (R, N, D) contexts; what stands beyond `counts` means nothing.
         """
@@ -44,6 +51,10 @@ class BackboneState(ABC):
     @abstractmethod
     def gather_rows(self, index: Tensor) -> None:
         """Row i becomes what row `index[i]` was."""
+
+    @abstractmethod
+    def copy_row(self, row: int, source: BackboneState, source_row: int) -> None:
+        """A row becomes a copy of one of another state of the same backbone."""
 
 
 class BackboneConfig(ABC):

@@ -30,18 +30,23 @@ class NoBackboneModule(Backbone):
     def forward(self, x: Tensor, values: Tensor | None) -> Tensor:
         return torch.zeros_like(x)
 
-    def state(self, n_rows: int) -> BackboneState:
+    def state(self, n_rows: int, min_rows: int = 1) -> BackboneState:
         return NoBackboneState()
 
 
 class NoBackboneState(BackboneState):
     """Nothing to remember."""
 
-    def extend(self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int]) -> Tensor:
+    def extend(
+        self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int], stepwise: bool = False
+    ) -> Tensor:
         return torch.zeros_like(x)
 
     def truncate(self, lengths: list[int]) -> None:
         pass
 
     def gather_rows(self, index: Tensor) -> None:
+        pass
+
+    def copy_row(self, row: int, source: BackboneState, source_row: int) -> None:
         pass

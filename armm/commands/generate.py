@@ -13,8 +13,8 @@ from armm import bundle
 from armm.commands.options import OptionParser
 from armm.commands.prompting import parse_prompts
 from armm.errors import InputError
-from armm.generation import Filter, Sample, generate, temperature, top_k, top_p
-from armm.generation.engine import ends_by_itself
+from armm.generation import Filter, Sample, Temperature, TopK, TopP, generate
+from armm.generation.requests import ends_by_itself
 from armm.model import AutoregressiveModel
 
 DEFAULT_LENGTH = 1000  # symbols, for models whose documents have no end of their own
@@ -57,11 +57,11 @@ def run(arguments: list[str]) -> int:
     Raises InputError: whatever is not right about the model, the prompt or the options.
     """
     options = parser().parse_args(arguments)
-    filters: list[Filter] = [temperature(options.temperature)]
+    filters: list[Filter] = [Temperature(options.temperature)]
     if options.top_k is not None:
-        filters.append(top_k(options.top_k))
+        filters.append(TopK(options.top_k))
     if options.top_p is not None:
-        filters.append(top_p(options.top_p))
+        filters.append(TopP(options.top_p))
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; name a folder")
     model = bundle.load(options.run, options.device)
@@ -71,8 +71,8 @@ def run(arguments: list[str]) -> int:
         limit = DEFAULT_LENGTH
     samples = generate(
         model,
-        options.n,
-        prompts=[prompt],
+        [prompt],
+        n=options.n,
         prompt_complete=options.prompt_complete,
         plan=options.plan.split(",") if options.plan is not None else None,
         seed=options.seed,

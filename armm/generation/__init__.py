@@ -1,6 +1,48 @@
 """Generation: sampling, written once on `State`."""
 
-from armm.generation.engine import Sample, generate
-from armm.generation.filters import Filter, temperature, top_k, top_p
+from armm.generation.filters import (
+    Allowed,
+    Banned,
+    Filter,
+    FrequencyPenalty,
+    LogitBias,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    Typical,
+)
+from armm.generation.proposers import Draft, FixedPoint, Hold, NGram, Proposer, UnitAbove
+from armm.generation.sampling import Sample, generate
+from armm.generation.search import beam_search, best_of, self_consistency
+from armm.generation.streaming import Piece, stream
 
-__all__ = ["Filter", "Sample", "generate", "temperature", "top_k", "top_p"]
+__all__ = [
+    "Allowed",
+    "Banned",
+    "Draft",
+    "Filter",
+    "FixedPoint",
+    "FrequencyPenalty",
+    "Hold",
+    "LogitBias",
+    "MinP",
+    "NGram",
+    "Piece",
+    "PresencePenalty",
+    "Proposer",
+    "RepetitionPenalty",
+    "Sample",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "Typical",
+    "UnitAbove",
+    "beam_search",
+    "best_of",
+    "generate",
+    "self_consistency",
+    "stream",
+]

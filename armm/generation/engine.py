@@ -1,248 +1,415 @@
-"""Sampling on `State`: it knows streams of symbols and no modality.
+"""The sampling engine, written once on `State`: it knows streams of symbols and no modality.
 
-Every symbol is `argmax(filtered logits + noise)`, the noise a pure function of (seed, sample, position, value). So a
-sample is the same alone, in a batch, or in another order.
+Every symbol is `argmax(filtered logits + noise)`, the noise a pure function of (seed, sample, place, value). So a
+sample is one fixed point of the network: computed alone or in a batch, in order or guessed ahead and verified, it is
+the same wherever the logits are, and an exact state makes them the same to the last bit.
+
+Rows move unit by unit. A row whose sample is finished takes the next one from the queue at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from armm.errors import InputError, nearest
-from armm.generation.filters import Filter
-from armm.generation.noise import gumbel
-from armm.grammar import END, Stage
+from armm.generation.draw import Drawer, Place, guided, keep_given
+from armm.generation.filters import Filter, Row
+from armm.generation.proposers import Pace, Proposer, UnitPace, View
+from armm.generation.requests import Start
+from armm.generation.stops import StopWatch
+from armm.grammar import Cursor, Stage
 from armm.model import AutoregressiveModel
-from armm.sequence import Document
 from armm.state import State
-
-NOISE_BLOCK = 1 << 16  # noise values computed at once, so that hashing costs little per symbol
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One generated document.
+class Drawn:
+    """Symbols that a sample has just got."""
 
-    Attributes:
-        index: the number of the sample, which with the seed determines it.
-        symbols: its stream, the prompt included.
-        n_prompt: how many of them were given.
-        document: the stream, read.
-        log_probs: nats of every generated symbol under the model, before filters.
-        stop: why it ended: `end` (the document is complete), `context` (it is full) or `length` (as many as asked for).
-    """
+    prompt: int
+    index: int
+    symbols: list[int]
 
+
+@dataclass(frozen=True)
+class Finished:
+    """A sample that has come to its end; `text` is what a stop string left of its last segment."""
+
+    prompt: int
     index: int
     symbols: list[int]
     n_prompt: int
-    document: Document
     log_probs: list[float]
     stop: str
+    text: str | None
 
 
-class NoiseBlock:
-    """Noise of the next positions of some rows, computed a block at a time."""
+class Guess(NamedTuple):
+    """A symbol that a proposer guesses, and what filters know before it."""
 
-    def __init__(self, seed: int, samples: Sequence[int], device: torch.device) -> None:
-        self.seed, self.samples = seed, torch.tensor(list(samples), dtype=torch.int64, device=device)
-        self.first: list[int] = []
-        self.block = torch.empty(0)
-        self.used = 0
-
-    def next(self, positions: list[int], vocab: int) -> Tensor:
-        """(R, V) noise at the rows' (R,) positions, which usually follow those of the call before."""
-        fits = self.block.dim() == 3 and self.used < self.block.shape[1] and self.block.shape[2] == vocab
-        if not fits or positions != [first + self.used for first in self.first]:
-            n = max(1, min(256, NOISE_BLOCK // (vocab * len(positions))))
-            at = torch.tensor(positions, device=self.samples.device)[:, None] + torch.arange(
-                n, device=self.samples.device
-            )
-            self.block = gumbel(self.seed, self.samples[:, None].expand_as(at), at, vocab)
-            self.first, self.used = positions, 0
-        noise = self.block[:, self.used]
-        self.used += 1
-        return noise
+    symbol: int
+    row: Row
 
 
-def generate(
-    model: AutoregressiveModel,
-    n: int = 1,
-    *,
-    prompts: Sequence[Document] | None = None,
-    prompt_complete: bool = False,
-    plan: Sequence[str] | None = None,
-    seed: int = 0,
-    filters: Sequence[Filter] = (),
-    max_symbols: int | None = None,
-    batch_size: int = 16,
-    samples: Sequence[int] | None = None,
-) -> Iterator[Sample]:
-    """Sample documents.
+@dataclass
+class Lane:
+    """A sample being drawn, in a row of the state.
+
+    Attributes:
+        began: segments closed, and symbols of the open one, where the prompt ended.
+        drawn: symbols so far, not the prompt's. nats: their log-probabilities.
+        ahead: logits of the next symbol, where a verification has left them.
+    """
+
+    prompt: int
+    index: int
+    start: Start
+    began: tuple[int, int]
+    watch: StopWatch | None
+    drawn: list[int] = field(default_factory=list)
+    nats: list[float] = field(default_factory=list)
+    stop: str = ""
+    ahead: Tensor | None = None
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def length(self) -> int:
+        """Of its stream."""
+        return len(self.start.read) + len(self.drawn)
+
+    def place(self, ahead: int = 0) -> Place:
+        """Of the next symbol, or of one after it."""
+        position = self.length + ahead
+        return Place(self.index, position, self.start.given.get(position, -1))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a request asks for beside its prompts; `armm.generation.generate` documents each."""
+
+    seed: int = 0
+    filters: Sequence[Filter] = ()
+    forced: list[int] | None = None
+    max_symbols: int | None = None
+    batch_size: int = 16
+    proposer: Proposer | None = None
+    stops: Sequence[str] = ()
+    guidance: float | None = None
+    exact: bool = False
+
+
+class Engine:
+    """Draws the samples of a queue in the rows of one state.
 
     Args:
-        n: how many.
-        prompts: segments to begin with; the last one is continued. Sample k takes prompt k modulo their number.
-        prompt_complete: the last segment of a prompt ends where it ends, and something else follows.
-        plan: for models of free documents, the modalities that the document shall have, in order, prompt included. Only
-            control symbols are forced.
-        seed: with the number of the sample, all that the result depends on.
-        filters: applied to the logits in this order.
-        max_symbols: at most so many new symbols a document.
-        batch_size: documents generated side by side. Changes the speed only.
-        samples: the numbers of the samples to make; `range(n)` by default.
-
-    Yields: samples, in the order of their numbers.
-
-    Raises InputError: a prompt that does not fit the model, n < 1.
+        starts: where the samples of every prompt begin.
+        queue: (prompt, index) of every sample, in the order in which they are begun.
     """
-    numbers = list(samples) if samples is not None else list(range(n))
-    if n < 1 or not numbers:
-        raise InputError(f"n is {n}, ask for at least 1 sample" if n < 1 else "samples is empty, ask for at least 1")
-    if min(numbers) < 0:
-        raise InputError(f"samples names {min(numbers)}; samples are numbered from 0")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}, it must be at least 1")
-    if max_symbols is not None and max_symbols < 1:
-        raise InputError(f"max_symbols is {max_symbols}, ask for at least 1 symbol")
-    if max_symbols is None and model.grammar.context is None and not ends_by_itself(model):
-        raise InputError("documents of this model end at no length of their own; set max_symbols")
-    prompts = list(prompts) if prompts else [[]]
-    forced = check_plan(model, plan, prompts)
-    streams = [prompt_stream(model, prompt, prompt_complete) for prompt in prompts]
 
-    def run() -> Iterator[Sample]:
-        training = model.training
-        model.eval()
-        try:
-            for first in range(0, len(numbers), batch_size):
-                batch = numbers[first : first + batch_size]
-                begins = [streams[number % len(streams)] for number in batch]
-                yield from _generate_batch(model, batch, begins, forced, seed, filters, max_symbols)
-        finally:
-            model.train(training)
+    def __init__(
+        self,
+        model: AutoregressiveModel,
+        starts: Sequence[Start],
+        queue: Iterable[tuple[int, int]],
+        settings: Settings,
+    ) -> None:
+        self.model, self.starts, self.settings = model, starts, settings
+        self.queue = deque(queue)
+        self.drawer = Drawer(settings.seed, settings.filters, model.begin.device)
+        self.twins = settings.guidance is not None
+        self.pace = UnitPace()
+        self.prompts: dict[int, State] = {}  # the one being sampled from: read once, whatever the number of samples
+        n = min(settings.batch_size, len(self.queue))
+        self.state = model.state(n * (1 + self.twins), settings.exact)
+        self.lanes = [self._begin(row, n) for row in range(n)]
 
-    return run()  # so that mistakes show when it is called, not when the first sample is taken
+    # ------------------------------------------------------------------ the queue
 
+    @torch.inference_mode()
+    def run(self) -> Iterator[Drawn | Finished]:
+        """Everything that happens, as it happens."""
+        while self.lanes:
+            for row in range(len(self.lanes)):
+                while lane := self.lanes[row]:
+                    if not (lane.stop or self._has_ended(row)):
+                        break
+                    yield self._finish(row)
+                    if not self.queue:
+                        lane.stop = "gone"
+                        break
+                    self.lanes[row] = self._begin(row, len(self.lanes))
+            going = [row for row, lane in enumerate(self.lanes) if lane.stop != "gone"]
+            if len(going) < len(self.lanes):
+                twins = [len(self.lanes) + row for row in going] if self.twins else []
+                self.state.gather_rows(going + twins)
+                self.lanes = [self.lanes[row] for row in going]
+            if self.lanes:
+                before = [len(lane.drawn) for lane in self.lanes]
+                self._advance()
+                for lane, n in zip(self.lanes, before, strict=True):
+                    yield Drawn(lane.prompt, lane.index, lane.drawn[n:])
 
-def ends_by_itself(model: AutoregressiveModel) -> bool:
-    """Whether every document of a model comes to an end of its own, before any limit of the context."""
-    grammar = model.grammar
-    modalities = [grammar.modalities[name] for name in grammar.layout or grammar.names]
-    return all(m.ended or m.n_units(m.header((0,) * len(m.header_sizes))) is not None for m in modalities)
+    def _begin(self, row: int, n_lanes: int) -> Lane:
+        """Let a row begin the next sample of the queue."""
+        prompt, index = self.queue.popleft()
+        start = self.starts[prompt]
+        source = self._prompt_state(prompt)
+        self.state.copy_row(row, source, 0)
+        if self.twins:
+            self.state.copy_row(n_lanes + row, source, 1)
+        cursor = self.state.cursors[row]
+        watch = None
+        if self.settings.stops:
+            watch = StopWatch(self.settings.stops, self.model.grammar)
+            watch.read(start.read)
+        return Lane(prompt, index, start, (len(cursor.closed), len(cursor.payload)), watch)
 
+    def _prompt_state(self, prompt: int) -> State:
+        """A prompt, read alone: what it is followed by cannot depend on what else is asked for."""
+        if prompt not in self.prompts:
+            self.prompts.clear()  # samples of a prompt follow each other in the queue
+            start = self.starts[prompt]
+            state = self.model.state(1 + self.twins, self.settings.exact)
+            for row, stream in enumerate([start.read, start.without or []][: 1 + self.twins]):
+                state.append([stream if other == row else [] for other in range(state.n_rows)])
+                state.logits([row])
+            self.prompts[prompt] = state
+        return self.prompts[prompt]
 
-def prompt_stream(model: AutoregressiveModel, prompt: Document, complete: bool = False) -> list[int]:
-    """The stream of a prompt; none for an empty one.
+    def _has_ended(self, row: int) -> bool:
+        """Whether a sample is complete; notes why."""
+        lane, cursor = self.lanes[row], self.state.cursors[row]
+        if cursor.stage == Stage.DONE:
+            lane.stop = "context" if cursor.cut else "end"
+        elif self.settings.max_symbols is not None and len(lane.drawn) >= self.settings.max_symbols:
+            lane.stop = "length"
+        elif self.drawer.reads_rows and self._is_complete(Row.at(cursor, lane.began)):
+            lane.stop = "grammar"
+        return bool(lane.stop)
 
-    Raises InputError: it names other modalities than the model's, or leaves no room in the context.
-    """
-    grammar = model.grammar
-    if not prompt:
-        return []
-    names = [segment.modality for segment in prompt]
-    expected = grammar.layout[: len(names)] if grammar.layout else names
-    if names != expected or any(name not in grammar.modalities for name in names):
-        known = ", ".join(grammar.layout or grammar.names)
-        raise InputError(f"the prompt is {', '.join(names)}, the model's documents are {known}; begin with these")
-    last, modality = prompt[-1], grammar.modalities[prompt[-1].modality]
-    if not complete and modality.ended and modality.max_units is not None and last.n_units >= modality.max_units:
-        raise InputError(
-            f"the prompt has {last.n_units} units of {names[-1]!r} and no more fit; shorten it, or call it complete"
-        )
-    n_units = grammar.n_units(prompt)
-    if grammar.context is not None and n_units >= grammar.context:
-        raise InputError(
-            f"the prompt has {n_units} units, the model's context is {grammar.context}; shorten the prompt"
-        )
-    stream = grammar.flatten(prompt, open_end=not complete)
-    return stream[:-1] if complete and grammar.layout is None else stream  # without the symbol that ends a document
+    def _is_complete(self, row: Row) -> bool:
+        return any(keep.complete(row) for keep in self.settings.filters)
 
+    def _finish(self, row: int) -> Finished:
+        lane = self.lanes[row]
+        symbols = [*lane.start.read, *lane.drawn]
+        text = lane.watch.text if lane.watch and lane.stop == "stop" else None
+        return Finished(lane.prompt, lane.index, symbols, len(lane.start.read), lane.nats, lane.stop, text)
 
-def check_plan(model: AutoregressiveModel, plan: Sequence[str] | None, prompts: Sequence[Document]) -> list[int] | None:
-    """The control symbols that a plan forces, the end included.
+    # -------------------------------------------------------------------- one step
 
-    Raises InputError: it names something unknown, or does not begin with what the prompts are.
-    """
-    if plan is None:
-        return None
-    grammar = model.grammar
-    if grammar.layout is not None:
-        raise InputError(f"this model's documents are always {', '.join(grammar.layout)}; leave the plan out")
-    for name in plan:
-        if name not in grammar.modalities:
-            known = ", ".join(grammar.names)
-            raise InputError(f"the plan names {name!r}; the modalities are {known}{nearest(name, grammar.names)}")
-    for prompt in prompts:
-        names = [segment.modality for segment in prompt]
-        if names != list(plan[: len(names)]):
-            raise InputError(
-                f"the prompt is {', '.join(names)}, the plan {', '.join(plan)}; let it begin with the prompt"
-            )
-    return [1 + grammar.names.index(name) for name in plan] + [END]
+    def _advance(self) -> None:
+        """Draw one symbol of every row, or all that are left in its open unit."""
+        single: list[int] = []
+        units: dict[tuple[str, int, int], list[int]] = {}  # by modality, symbols missing in the unit, symbols to draw
+        for row, lane in enumerate(self.lanes):
+            cursor = self.state.cursors[row]
+            n = cursor.unit_length if cursor.stage == Stage.PAYLOAD else 1
+            if self.settings.max_symbols is not None:
+                n = min(n, self.settings.max_symbols - len(lane.drawn))
+            if n == 1 and (cursor.stage != Stage.PAYLOAD or not self.state.looks_ahead(row)):
+                single.append(row)
+            else:
+                units.setdefault((cursor.modality, cursor.unit_length, n), []).append(row)
+        appended = self._draw_one(single) if single else {}
+        for (_, _, n), rows in units.items():
+            self._draw_unit(rows, n)
+        if appended:
+            self._append(appended)
 
+    def _with_twins(self, rows: Sequence[int]) -> list[int]:
+        return [*rows, *(len(self.lanes) + row for row in rows)] if self.twins else list(rows)
 
-@torch.inference_mode()
-def _generate_batch(
-    model: AutoregressiveModel,
-    numbers: list[int],
-    begins: list[list[int]],
-    forced: list[int] | None,
-    seed: int,
-    filters: Sequence[Filter],
-    max_symbols: int | None,
-) -> Iterator[Sample]:
-    distinct = list({tuple(begin): begin for begin in begins}.values())
-    state = model.state(len(distinct))
-    logits = state.extend(distinct)
-    share = [distinct.index(begin) for begin in begins]  # samples of one prompt share its reading
-    state.gather_rows(share)
-    logits = logits[share]
-    rows = list(range(len(numbers)))  # rows of the state, as places in `numbers`
-    finished: dict[int, Sample] = {}
-    n_yielded = 0
-    log_probs: list[list[float]] = [[] for _ in numbers]
-    noise = NoiseBlock(seed, numbers, model.begin.device)
-    while rows:
-        for row, (place, cursor) in enumerate(zip(rows, state.cursors, strict=True)):
-            done = cursor.stage == Stage.DONE
-            if not done and (max_symbols is None or len(log_probs[place]) < max_symbols):
-                continue
-            stop = "length" if not done else "context" if cursor.cut else "end"
-            symbols = list(state.streams[row])
-            document = model.grammar.parse(symbols)
-            finished[place] = Sample(numbers[place], symbols, len(begins[place]), document, log_probs[place], stop)
-        while n_yielded in finished:  # in order, each as soon as those before it are there
-            yield finished[n_yielded]
-            n_yielded += 1
-        going = [i for i, place in enumerate(rows) if place not in finished]
-        if len(going) < len(rows):
-            if not going:
-                break
-            state.gather_rows(going)
-            rows, logits = [rows[i] for i in going], logits[going]
-            noise = NoiseBlock(seed, [numbers[place] for place in rows], model.begin.device)
-        chosen = _force(state, logits, forced)
-        for keep in filters:
-            chosen = keep(chosen)
-        symbols = (chosen + noise.next(state.lengths, logits.shape[-1])).argmax(dim=-1)
-        nats = logits.log_softmax(-1).gather(-1, symbols[:, None])[:, 0].tolist()
-        for place, value in zip(rows, nats, strict=True):
-            log_probs[place].append(value)
-        logits = state.extend(symbols[:, None])
+    def _rows(self, rows: Sequence[int], more: Sequence[Sequence[int]] = ()) -> list[Row]:
+        """What filters may know about rows of the state, `more` symbols on in their open units; none if none asks."""
+        if not self.drawer.reads_rows:
+            return []
+        added = more or [()] * len(rows)
+        pairs = zip(rows, added, strict=True)
+        return [Row.at(self.state.cursors[row], self.lanes[row].began, own) for row, own in pairs]
 
+    def _take(self, lane: Lane, symbol: int, nats: float) -> None:
+        """A sample gets a symbol."""
+        lane.drawn.append(symbol)
+        lane.nats.append(nats)
+        if lane.watch and lane.watch.push(symbol):
+            lane.stop = "stop"
 
-def _force(state: State, logits: Tensor, forced: list[int] | None) -> Tensor:
-    """Where a plan says what begins next, leave that control symbol alone."""
-    if forced is None:
+    # ------------------------------------------------------- symbols one by one
+
+    def _draw_one(self, rows: list[int]) -> dict[int, list[int]]:
+        """The next symbol of some rows, by row."""
+        lanes = [self.lanes[row] for row in rows]
+        ahead = [lane.ahead for lane in lanes if lane.ahead is not None]
+        if len(ahead) == len(lanes):
+            logits = pad_sequence(ahead, batch_first=True, padding_value=float("-inf"))
+        else:
+            logits = self.state.logits(self._with_twins(rows))
+            logits = guided(logits, self.settings.guidance) if self.settings.guidance is not None else logits
+        possible = self._force(rows, logits)
+        drawn = self.drawer.draw(possible, self._rows(rows), [lane.place() for lane in lanes])
+        nats = logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0].tolist()
+        for lane, symbol, own in zip(lanes, drawn.tolist(), nats, strict=True):
+            lane.ahead = None
+            self._take(lane, symbol, own)
+        return {row: [symbol] for row, symbol in zip(rows, drawn.tolist(), strict=True)}
+
+    def _force(self, rows: Sequence[int], logits: Tensor) -> Tensor:
+        """Where a plan says what begins next, leave that control symbol alone."""
+        forced = self.settings.forced
+        if forced is None:
+            return logits
+        for place, row in enumerate(rows):
+            cursor = self.state.cursors[row]
+            if cursor.stage == Stage.CONTROL:
+                logits = logits.clone()
+                logits[place] = float("-inf")
+                logits[place, forced[len(cursor.closed)]] = 0.0
         return logits
-    for row, cursor in enumerate(state.cursors):
-        if cursor.stage == Stage.CONTROL:
-            wanted = forced[len(cursor.closed)]
-            logits = logits.clone()
-            logits[row] = float("-inf")
-            logits[row, wanted] = 0.0
-    return logits
+
+    def _append(self, appended: dict[int, list[int]]) -> None:
+        """Put drawn symbols into the state; where a proposer guesses what follows, verify that in the same call."""
+        guesses = {row: own for row, symbols in appended.items() if (own := self._guesses(row, symbols))}
+        lists: list[list[int]] = [[] for _ in range(self.state.n_rows)]
+        for row, symbols in appended.items():
+            for each in self._with_twins([row]):
+                lists[each] = symbols + [guess.symbol for guess in guesses.get(row, [])]
+        if not guesses:
+            self.state.append(lists)
+            return
+        after = self.state.verify(lists)
+        asked = [(row, number) for row, own in guesses.items() for number in range(len(own))]
+        logits = pad_sequence([after[r][k] for r, k in asked], batch_first=True, padding_value=float("-inf"))
+        rows = [guesses[r][k].row for r, k in asked] if self.drawer.reads_rows else []
+        drawn = self.drawer.draw(logits, rows, [self.lanes[r].place(k) for r, k in asked]).tolist()
+        nats = logits.log_softmax(-1)
+        lengths = self.state.lengths
+        for row, own in guesses.items():
+            lane, first = self.lanes[row], asked.index((row, 0))
+            right = 0
+            while right < len(own) and drawn[first + right] == own[right].symbol and not lane.stop:
+                if self.drawer.reads_rows and self._is_complete(own[right].row):
+                    break
+                self._take(lane, own[right].symbol, float(nats[first + right, own[right].symbol]))
+                right += 1
+            lane.pace.record(len(own), right)
+            lengths[row] = lane.length
+            lane.ahead = after[row][right] if after[row][right].numel() else None
+        self.state.truncate(lengths)
+
+    def _guesses(self, row: int, symbols: list[int]) -> list[Guess]:
+        """What a proposer makes of a row that is about to get symbols; only what the model can be asked about."""
+        lane, proposer, grammar = self.lanes[row], self.settings.proposer, self.model.grammar
+        if proposer is None or self.twins or lane.stop or not self.state.verifies(row):
+            return []
+        n = lane.pace.length(proposer.longest)
+        if self.settings.max_symbols is not None:
+            n = min(n, self.settings.max_symbols - len(lane.drawn))
+        if n <= 0:
+            return []
+        scout = self.state.cursors[row].copy()
+        for symbol in symbols:
+            grammar.push(scout, symbol)
+        stream = [*self.state.streams[row], *symbols]
+        possible: list[Guess] = []
+        for symbol in proposer.propose(self._view(lane, stream, scout.copy()), n):
+            slot = scout.slot()
+            open_segment = slot.stage in (Stage.DECISION, Stage.PAYLOAD) and self.state.reads_context_only(slot)
+            if not open_segment or not 0 <= symbol < grammar.vocab(slot):
+                break
+            possible.append(Guess(symbol, Row.at(scout, lane.began)))
+            grammar.push(scout, symbol)
+        return possible
+
+    def _view(self, lane: Lane, stream: Sequence[int], cursor: Cursor) -> View:
+        return View(lane.prompt, lane.index, stream, cursor, self.model.grammar, self.drawer)
+
+    # ---------------------------------------------------------- a unit at a time
+
+    def _draw_unit(self, rows: list[int], n: int) -> None:
+        """The next n symbols of rows that stand alike in their open units."""
+        proposer = self.settings.proposer
+        lanes = [self.lanes[row] for row in rows]
+        places = [[lane.place(k) for k in range(n)] for lane in lanes]
+        noise = self.drawer.noise(places, self.model.grammar.vocab(self.state.cursors[rows[0]].slot()))
+        first = None
+        if proposer is not None and not self.twins and not self.drawer.reads_rows:
+            first = self._first_guess(rows, n, proposer)
+        if first is None:
+            drawn, logits = self._fill(rows, n, places, noise)
+        else:
+            drawn, logits = self._settle(rows, first, places, noise)
+        self.pace.done(n)
+        nats = logits.log_softmax(-1).gather(-1, torch.tensor(drawn, device=logits.device)[..., None])[..., 0]
+        for lane, symbols, own in zip(lanes, drawn, nats.tolist(), strict=True):
+            for symbol, value in zip(symbols, own, strict=True):
+                if not lane.stop:
+                    self._take(lane, symbol, value)
+
+    def _fill(
+        self, rows: list[int], n: int, places: list[list[Place]], noise: Tensor | None
+    ) -> tuple[list[list[int]], Tensor]:
+        """One symbol after the other: (R, n) symbols and (R, n, V) logits."""
+        columns = noise.unbind(1) if noise is not None else [None] * n
+        fixed = any(place.given >= 0 for own in places for place in own)
+        written: list[list[int]] = [[] for _ in rows] if self.drawer.reads_rows else []
+        seen: list[Tensor] = []
+
+        def choose(logits: Tensor, i: int) -> Tensor:
+            if self.settings.guidance is not None:
+                logits = guided(logits, self.settings.guidance)
+            seen.append(logits)
+            if self.drawer.filters:
+                logits = self.drawer.filtered(logits, self._rows(rows, written))
+            own = columns[i]
+            symbols = (logits if own is None else logits + own).argmax(dim=-1)
+            if fixed:
+                symbols = keep_given(symbols, [own[i] for own in places])
+            for mine, symbol in zip(written, symbols.tolist() if written else (), strict=True):
+                mine.append(symbol)
+            return symbols.repeat(2) if self.twins else symbols
+
+        drawn = self.state.fill(self._with_twins(rows), n, choose)
+        return drawn[: len(rows)], torch.stack(seen, dim=1)
+
+    def _first_guess(self, rows: list[int], n: int, proposer: Proposer) -> Tensor | None:
+        """(R, n) guesses of a unit's symbols, where the head can be asked about guesses and asking pays."""
+        channels = self.model.modalities[self.state.cursors[rows[0]].modality].symbol_channels
+        cursor = self.state.cursors[rows[0]]
+        if not self.state.looks_ahead(rows[0]) or n % channels or len(cursor.payload) % channels:
+            return None
+        if not self.pace.worthwhile():
+            return None
+        grammar, guesses = self.model.grammar, []
+        for row in rows:
+            view = self._view(self.lanes[row], self.state.streams[row], self.state.cursors[row])
+            guesses.append((proposer.propose(view, n) + [0] * n)[:n])
+        return torch.tensor(guesses, device=self.state.device).clamp(0, grammar.vocab(cursor.slot()) - 1)
+
+    def _settle(
+        self, rows: list[int], guesses: Tensor, places: list[list[Place]], noise: Tensor | None
+    ) -> tuple[list[list[int]], Tensor]:
+        """All symbols at once, from guesses of those before them, until they are what was guessed.
+
+        The sample is the only such fixed point; after k calls at least its first k places are right (Wiggers &
+        Hoogeboom, arXiv:2002.09928).
+        """
+        n_passes = 0
+        while True:
+            logits = self.state.ahead(rows, guesses)
+            kept = self.drawer.filtered(logits.flatten(0, 1), []) if self.drawer.filters else logits.flatten(0, 1)
+            kept = kept if noise is None else kept + noise.flatten(0, 1)
+            drawn = keep_given(kept.argmax(dim=-1), [place for own in places for place in own]).view_as(guesses)
+            n_passes += 1
+            if torch.equal(drawn, guesses):
+                break
+            guesses = drawn
+        self.state.accept(rows, drawn)
+        self.pace.passes.append(n_passes)
+        return drawn.tolist(), logits

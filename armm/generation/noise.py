@@ -32,21 +32,21 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
-def gumbel(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
-    """Standard Gumbel noise for every value that the next symbol can take.
+def gumbel(seed: int, samples: Tensor, positions: Tensor, values: int | Tensor) -> Tensor:
+    """Standard Gumbel noise for values that the next symbol can take.
 
     Args:
         seed: any integer of 64 bits.
         samples: (*) int64, the number of the sample within its request, never its place in a batch.
         positions: (*) int64, of the symbol in its stream.
-        vocab: V.
+        values: V for all of [0, V), or (*, C) int64 to ask about some of them.
 
-    Returns: (*, V) float32, finite.
+    Returns: (*, V) or (*, C) float32, finite.
     """
     key = mix(torch.full_like(samples, wrapped(seed % (1 << 64))) + GOLDEN)
     key = mix(key ^ (samples + 1) * GOLDEN)
     key = mix(key + (positions + 1) * GOLDEN)
-    values = torch.arange(1, vocab + 1, device=samples.device) * GOLDEN
-    bits = _shifted(mix(key[..., None] + values), 12)  # 52 bits: with the half below, never 0 and never 1
+    numbers = torch.arange(values, device=samples.device) if isinstance(values, int) else values
+    bits = _shifted(mix(key[..., None] + (numbers + 1) * GOLDEN), 12)  # 52 bits: with the half below, never 0 nor 1
     uniform = (bits.double() + 0.5) * 2.0**-52
     return -torch.log(-torch.log(uniform)).float()

@@ -3,13 +3,14 @@
 from armm.heads.categorical import Categorical, CategoricalHead
 from armm.heads.causal_conv import CausalConv, CausalConvHead
 from armm.heads.distributions import Distribution, DistributionConfig, LogisticMixture, Softmax
-from armm.heads.head import Head, HeadConfig, HeadState, Unit
+from armm.heads.head import Choose, Head, HeadConfig, HeadState, Unit
 
 __all__ = [
     "Categorical",
     "CategoricalHead",
     "CausalConv",
     "CausalConvHead",
+    "Choose",
     "Distribution",
     "DistributionConfig",
     "Head",

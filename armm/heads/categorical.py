@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armm.errors import InputError
+from armm.exactness import at_least
 from armm.heads.distributions import cap
 from armm.heads.head import Head, HeadConfig, HeadState, Unit
 
@@ -48,10 +49,25 @@ class CategoricalHead(Head):
         self.vocab, self.config = vocab, config
         self.weight = nn.Parameter(torch.randn(vocab, width) * 0.02)
         self.bias = nn.Parameter(torch.zeros(vocab)) if config.bias else None
+        self.output: nn.Module | None = None  # what multiplies by W instead of `weight`
+
+    def replace_output(self, output: nn.Module) -> None:
+        """Multiply by another module, (*, D) -> (*, V), from here on: a packed matrix, for generation.
+
+        `weight` is emptied, unless it is the embedding table too.
+        """
+        self.output = output
+        if not self.config.tied:
+            self.weight = nn.Parameter(self.weight.new_empty(0, self.weight.shape[1]), requires_grad=False)
 
     def distribution(self, context: Tensor) -> Tensor:
         """(*, D) -> (*, V) logits. A tied table has one row more, the unknown symbol, which is never coded."""
-        return cap(F.linear(context, self.weight[: self.vocab], self.bias), self.config.softcap)
+        if self.output is None:
+            logits = F.linear(context, self.weight[: self.vocab], self.bias)
+        else:
+            logits = self.output(context)
+            logits = logits if self.bias is None else logits + self.bias
+        return cap(logits, self.config.softcap)
 
     def logits(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
         return self.distribution(context)[:, :, None, :]
@@ -62,8 +78,8 @@ class CategoricalHead(Head):
         nats = F.cross_entropy(logits.flatten(0, 1), target, reduction="none").view(symbols.shape)
         return torch.where(known, -nats, 0.0)
 
-    def state(self, n_rows: int) -> HeadState:
-        return CategoricalState(self, n_rows)
+    def state(self, n_rows: int, min_rows: int = 1) -> HeadState:
+        return CategoricalState(self, min_rows)
 
     def set_unigram(self, log_unigram: Tensor) -> None:
         if self.bias is not None:
@@ -72,23 +88,27 @@ class CategoricalHead(Head):
 
 
 class CategoricalState(HeadState):
-    """The open unit's context is all there is to remember."""
+    """The open unit's context says everything, so there is nothing to remember."""
 
-    def __init__(self, head: CategoricalHead, n_rows: int) -> None:
-        self.head = head
-        self.context = head.weight.new_zeros(n_rows, head.weight.shape[1])
+    context_only = True
+
+    def __init__(self, head: CategoricalHead, min_rows: int) -> None:
+        self.head, self.min_rows = head, min_rows
+
+    def of_context(self, context: Tensor) -> Tensor:
+        return self.head.distribution(at_least(context, self.min_rows))[: len(context)]
 
     def load(self, rows: Tensor, context: Tensor, symbols: Tensor, lengths: Tensor, header: Tensor) -> None:
-        self.context[rows] = context[torch.arange(len(rows), device=rows.device), lengths].to(self.context)
+        pass
 
     def open(self, rows: Tensor, context: Tensor) -> None:
-        self.context[rows] = context.to(self.context)
+        pass
 
     def extend(self, rows: Tensor, symbols: Tensor) -> None:
         pass
 
     def logits(self, rows: Tensor) -> Tensor:
-        return self.head.distribution(self.context[rows])
+        raise NotImplementedError("a head of the context alone is asked `of_context`")
 
     def gather_rows(self, index: Tensor) -> None:
-        self.context = self.context[index]
+        pass

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -60,12 +62,21 @@ class Head(nn.Module, ABC):
         """(S, U, K) float32 nats: the log-probability of each symbol, 0 where it is not known."""
 
     @abstractmethod
-    def state(self, n_rows: int) -> HeadState:
-        """An empty state for stepping through one segment per row."""
+    def state(self, n_rows: int, min_rows: int = 1) -> HeadState:
+        """An empty state for stepping through one segment per row.
+
+        min_rows: every matrix product has at least so many rows, so that its results do not depend on `n_rows`.
+        """
 
     @abstractmethod
     def set_unigram(self, log_unigram: Tensor) -> None:
         """Start from a known (V,) log-frequency of the symbols instead of from the uniform distribution."""
+
+
+class Choose(Protocol):
+    """Picks the i-th of several next symbols: (R, V) logits -> (R,) symbols."""
+
+    def __call__(self, logits: Tensor, i: int) -> Tensor: ...
 
 
 class HeadState(ABC):
@@ -73,7 +84,18 @@ class HeadState(ABC):
 
     The caller owns the truth (symbols and contexts); the state is a cache that `load` can rebuild at any length,
     which is how prompts are read and how a truncated row goes on.
+
+    Attributes:
+        context_only: the open unit's context says everything: `of_context` is there, and nothing else is called.
+        looks_ahead: `ahead` is there, so that guesses can be verified in one call.
     """
+
+    context_only: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
+
+    def of_context(self, context: Tensor) -> Tensor:
+        """(M, D) contexts of open units -> (M, V) float32 logits of their symbol."""
+        raise NotImplementedError("this head reads more than the context")
 
     @abstractmethod
     def load(self, rows: Tensor, context: Tensor, symbols: Tensor, lengths: Tensor, header: Tensor) -> None:
@@ -102,6 +124,33 @@ class HeadState(ABC):
     @abstractmethod
     def gather_rows(self, index: Tensor) -> None:
         """Row i becomes what row `index[i]` was; `index` may repeat, drop or add rows."""
+
+    def fill(self, rows: Tensor, n: int, choose: Choose) -> Tensor:
+        """Write the next n symbols of open units, which have room for them, each as `choose` picks it.
+
+        Returns: (R, n) int64.
+        """
+        drawn = []
+        for i in range(n):
+            drawn.append(choose(self.logits(rows), i))
+            self.extend(rows, drawn[-1])
+        return torch.stack(drawn, dim=1)
+
+    def ahead(self, rows: Tensor, guesses: Tensor) -> Tensor:
+        """Logits of each of the next symbols of open units, given the guesses before it; nothing is written.
+
+        Args:
+            rows: (R,), all at the same place of their units.
+            guesses: (R, n) int64, no more than the units have room for.
+
+        Returns: (R, n, V) float32, the same numbers that stepping through the guesses gives.
+        """
+        raise NotImplementedError("this head does not look ahead")
+
+    def accept(self, rows: Tensor, symbols: Tensor) -> None:
+        """Record the next (R, n) symbols, after `ahead` was called with them as guesses."""
+        for column in symbols.unbind(1):
+            self.extend(rows, column)
 
 
 class HeadConfig(ABC):

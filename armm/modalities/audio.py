@@ -119,6 +119,12 @@ class Audio(Modality):
         """(T,) float32 amplitudes of the codes."""
         return mu_law_decode(segment.flat().numpy(), self.levels)
 
+    def decode_part(self, segment: Segment, n_done: int) -> tuple[np.ndarray | None, int]:
+        """(T,) amplitudes of the new samples."""
+        if segment.length <= n_done:
+            return None, n_done
+        return mu_law_decode(segment.flat()[n_done:].numpy(), self.levels), segment.length
+
     def load(self, path: Path) -> np.ndarray:
         """Read WAV, FLAC or OGG by its content: channels averaged, resampled, normalised where the recipe says so.
 

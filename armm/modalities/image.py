@@ -204,6 +204,14 @@ class Image(Modality):
         )
         return image[..., 0] if self.channels == 1 else image
 
+    def decode_part(self, segment: Segment, n_done: int) -> tuple[np.ndarray | None, int]:
+        """(H, W) or (H, W, channels) levels of new rows of units, once they are complete."""
+        row = segment.header[1] * self.unit_symbols
+        first, last = n_done // row, segment.length // row
+        if last <= first:
+            return None, n_done
+        return self.decode(segment)[first * self._block[0] : last * self._block[0]], last * row
+
     def quantise(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 values 0 to 255 as the nearest of `levels` levels, uint8."""
         return np.rint(np.arange(256) * (self.levels - 1) / 255).astype(np.uint8)[pixels]

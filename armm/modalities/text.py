@@ -200,6 +200,14 @@ class Text(Modality):
 
     # --------------------------------------------------------------- symbols
 
+    def symbol_bytes(self) -> list[bytes]:
+        """The bytes of every symbol, in the alphabet's order; those of a text are the bytes of its symbols in a row."""
+        if self.kind == "bytes":
+            return [bytes([value]) for value in range(256)]
+        if self.kind == "bpe":
+            return list(_bpe(self._fitted()).tokens)
+        return [chr(code_point).encode("utf-8") for code_point in _alphabet(self._fitted())]
+
     def _fitted(self) -> str:
         if self.tokenizer is None:
             what = "alphabet" if self.kind == "chars" else "tokenizer"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from armm.errors import InputError, nearest
-from armm.generation import temperature, top_p
+from armm.generation import Temperature, TopP
 from armm.modality import Modality, discover
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
@@ -162,7 +162,7 @@ def _normalised(model: AutoregressiveModel, documents: list[Document]) -> None:
 
 def _same_sample(model: AutoregressiveModel, documents: list[Document]) -> None:
     check_same_sample(model, n=3, max_symbols=24)
-    check_same_sample(model, n=3, max_symbols=8, filters=(temperature(0.8), top_p(0.9)))
+    check_same_sample(model, n=3, max_symbols=8, filters=(Temperature(0.8), TopP(0.9)))
 
 
 def _sampler(model: AutoregressiveModel, documents: list[Document]) -> None:

@@ -119,8 +119,8 @@ class SampleLogger(L.Callback):
         at_least_a_unit = max(self.max_symbols, *(m.unit_symbols for m in model.modalities.values()))
         samples = generate(
             model,
-            self.n,
-            prompts=prompts,
+            prompts,
+            samples=[(i if prompts else 0, i) for i in range(len(prompts or range(self.n)))],
             prompt_complete=prompts is not None,
             seed=self.seed,
             max_symbols=None if has_fixed_length(model) else at_least_a_unit,

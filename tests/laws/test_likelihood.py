@@ -236,6 +236,12 @@ def swap_rows(original: Any, state: TransformerState, index: Tensor) -> None:
     state.cache = state.cache.flip(2)
 
 
+def keep_history(original: Callable[..., None], own: causal_conv.ConvState, *arguments: Any) -> None:
+    history = own.history.clone()
+    original(own, *arguments)
+    own.history = history
+
+
 STEPS: dict[str, tuple[str, str, Plant]] = {
     "a backbone that does not forget": ("text bytes", "llama", patch(TransformerState, "truncate", stay)),
     "a backbone that forgets one unit too few": ("audio", "small", patch(TransformerState, "truncate", keep_length)),
@@ -248,9 +254,7 @@ STEPS: dict[str, tuple[str, str, Plant]] = {
 patch(TransformerState, "gather_rows", swap_rows),
     ),
     "a row that goes on where the one above ended": (
-        "image rows", "none", patch(causal_conv.ConvState, "open",
-              lambda f, own, rows, context: own._set_bias(rows, context, own.head.halo.at(own.symbols[rows],
-                    torch.tensor([own.length[r] // own.unit.symbols for r in rows.tolist()]), own.header[rows])))
+        "image rows", "none", patch(causal_conv.ConvState, "open", keep_history)
     ),
     "a halo of the unit before": (
         "image patches", "none",

@@ -70,9 +70,10 @@ def test_plug_in_goes_into_a_model_with_modalities_of_the_package(plugin: Callab
     check_round_trip(protein, ["MKV", "ACDEFGHIKLMNPQRSTVWYX"])
     model = tiny_model({"label": Label(3), "protein": protein}, layout=["label", "protein"])
     prompts = [[model.modalities["label"].encode(c)] for c in (2, 0)]
-    samples = list(generate(model, 40, prompts=prompts, seed=1, max_symbols=20))
-    assert [model.modalities["label"].decode(sample.document[0]) for sample in samples] == [2, 0] * 20
+    samples = list(generate(model, prompts, n=20, seed=1, max_symbols=20))
+    assert all(model.modalities["label"].decode(sample.document[0]) == (2, 0)[sample.prompt] for sample in samples)
     texts = [protein.decode(sample.document[1]) for sample in samples]
+    assert len(texts) == 40
     assert len(set(filter(None, texts))) > 4
     for text, sample in zip(texts, samples, strict=True):
         assert not text or torch.equal(protein.encode(text).symbols, sample.document[1].symbols)

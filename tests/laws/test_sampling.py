@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from laws.cases import CASES, COUNTABLE
 from torch import Tensor
 
-from armm.generation import Filter, engine, temperature, top_k, top_p
+from armm.generation import Filter, FixedPoint, Temperature, TopK, TopP, draw
+from armm.generation.engine import Engine, Finished
+from armm.generation.filters import Row
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
 from armm.state import State
@@ -24,7 +27,7 @@ BACKBONE = dict(zip(CASES, ["small", "gpt2", "llama", "none"] * len(CASES), stri
 def test_sample_is_the_same_alone_batched_and_permuted(case: str) -> None:
     model = CASES[case].model(BACKBONE[case])
     check_same_sample(model, max_symbols=14)
-    check_same_sample(model, n=3, max_symbols=8, filters=[temperature(0.7), top_k(20), top_p(0.9)])
+    check_same_sample(model, n=3, max_symbols=8, filters=[Temperature(0.7), TopK(20), TopP(0.9)])
 
 
 def beginnings(model: AutoregressiveModel, documents: Sequence[Document]) -> list[Document]:
@@ -92,14 +95,14 @@ def of_neighbours(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> 
     return GUMBEL(seed, samples, positions, vocab)[..., torch.arange(vocab) // 2]
 
 
-GUMBEL: Noise = engine.gumbel
+GUMBEL: Noise = draw.gumbel
 GENERATOR = torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize("noise", [of_batch_column, of_a_generator])
 def test_noise_that_depends_on_the_batch_is_caught(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
     model = CASES["text bytes in fours"].model()
-    monkeypatch.setattr(engine, "gumbel", noise)
+    monkeypatch.setattr(draw, "gumbel", noise)
     with pytest.raises(LawBroken, match=r"^same seed, same sample: "):
         check_same_sample(model, max_symbols=8)
 
@@ -107,9 +110,7 @@ def test_noise_that_depends_on_the_batch_is_caught(noise: Noise, monkeypatch: py
 def test_filter_that_looks_at_other_rows_is_caught() -> None:
     model = CASES["image rows"].model()
 
-    def centred(logits: Tensor) -> Tensor:
-        return logits - logits.mean(0) if len(logits) > 1 else logits
-
+    centred = Own(lambda logits: logits - logits.mean(0) if len(logits) > 1 else logits)
     with pytest.raises(LawBroken, match=r"^same seed, same sample: "):
         check_same_sample(model, max_symbols=8, filters=[centred])
 
@@ -128,18 +129,63 @@ def test_rows_that_change_places_when_one_ends_are_caught(monkeypatch: pytest.Mo
 
 def test_sample_that_does_not_come_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model = CASES["text bytes"].model()
-    original = engine._generate_batch
-    monkeypatch.setattr(engine, "_generate_batch", lambda *a: list(original(*a))[: 4 if len(a[1]) > 4 else None])
+    original = Engine.run
+
+    def forgetful(engine: Engine) -> Iterator[Any]:
+        many = len(engine.lanes) > 4
+        yield from (
+            event for event in original(engine) if not (many and getattr(event, "stop", "") and event.index == 4)
+        )
+
+    monkeypatch.setattr(Engine, "run", forgetful)
     with pytest.raises(LawBroken, match=r"^same seed, same sample: samples"):
         check_same_sample(model, max_symbols=2)
+
+
+def test_guesses_that_are_taken_unseen_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass of the fixed point is right about its first place only."""
+    model = CASES["image rows"].model()
+
+    def one_pass(engine: Engine, rows: Any, guesses: Tensor, places: Any, noise: Tensor) -> Any:
+        logits = engine.state.ahead(rows, guesses)
+        drawn = (logits + noise).argmax(-1)
+        engine.state.accept(rows, drawn)
+        return drawn.tolist(), logits
+
+    monkeypatch.setattr(Engine, "_settle", one_pass)
+    with pytest.raises(LawBroken, match=r"^same seed, same sample: .* guessed by FixedPoint"):
+        check_same_sample(model, max_symbols=20, proposers=[FixedPoint()])
+
+
+def test_guesses_verified_by_logits_of_another_place_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CASES["text bytes"].model()
+    original = State.verify
+
+    def shifted(state: State, guesses: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+        return [own[:1] * len(own) for own in original(state, guesses)]
+
+    monkeypatch.setattr(State, "verify", shifted)
+    with pytest.raises(LawBroken, match=r"^same seed, same sample: .* guessed by Knowing"):
+        check_same_sample(model, max_symbols=40, proposers=[])
 
 
 @pytest.mark.parametrize("noise", [of_half_strength, of_no_position, of_another_shape, of_neighbours])
 def test_noise_of_another_distribution_is_caught(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
     model = COUNTABLE["image RGB rows"].model("none")
-    monkeypatch.setattr(engine, "gumbel", noise)
+    monkeypatch.setattr(draw, "gumbel", noise)
     with pytest.raises(LawBroken, match=r"^the sampler samples: no filter: "):
         check_sampler(model, filters={"no filter": FILTERS["no filter"]})
+
+
+@dataclass(frozen=True)
+class Own(Filter):
+    """A filter made of a function of the logits."""
+
+    order: ClassVar[int] = 99
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        return self.function(logits)
 
 
 def strict_top_p(logits: Tensor) -> Tensor:
@@ -150,12 +196,12 @@ def strict_top_p(logits: Tensor) -> Tensor:
 
 
 WRONG_FILTERS: dict[str, tuple[Filter, Callable[[Nats], Any]]] = {
-    "temperature that multiplies": (lambda logits: logits * 1.5, lambda nats: heated(nats, 1.5)),
-    "temperature before it is cold": (temperature(0.1), lambda nats: heated(nats, 0)),
-    "top-k with one too many": (top_k(3), lambda nats: most_probable(nats, 2)),
-    "top-k with one too few": (top_k(1), lambda nats: most_probable(nats, 2)),
-    "top-p without the symbol that crosses p": (strict_top_p, lambda nats: nucleus(nats, 0.7)),
-    "no filter at all": (lambda logits: logits, lambda nats: nucleus(nats, 0.7)),
+    "temperature that multiplies": (Own(lambda logits: logits * 1.5), lambda nats: heated(nats, 1.5)),
+    "temperature before it is cold": (Temperature(0.1), lambda nats: heated(nats, 0)),
+    "top-k with one too many": (TopK(3), lambda nats: most_probable(nats, 2)),
+    "top-k with one too few": (TopK(1), lambda nats: most_probable(nats, 2)),
+    "top-p without the symbol that crosses p": (Own(strict_top_p), lambda nats: nucleus(nats, 0.7)),
+    "no filter at all": (Own(lambda logits: logits), lambda nats: nucleus(nats, 0.7)),
 }
 
 
@@ -171,14 +217,14 @@ def test_filter_that_is_not_its_definition_is_caught(name: str) -> None:
 def test_log_probabilities_of_the_filtered_distribution_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample's log-probabilities are the model's, whatever filters it was made with."""
     model = COUNTABLE["text"].model()
-    original = engine._generate_batch
+    original = Engine.run
 
-    def spoilt(*arguments: Any) -> list[engine.Sample]:
-        samples = list(original(*arguments))
-        for found in samples:
-            found.log_probs[0] = 0.0
-        return samples
+    def spoilt(engine: Engine) -> Iterator[Any]:
+        for event in original(engine):
+            if isinstance(event, Finished):
+                event.log_probs[0] = 0.0
+            yield event
 
-    monkeypatch.setattr(engine, "_generate_batch", spoilt)
+    monkeypatch.setattr(Engine, "run", spoilt)
     with pytest.raises(LawBroken, match="nats, the model"):
         check_sampler(model, filters={"no filter": FILTERS["no filter"]})

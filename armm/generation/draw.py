@@ -1,0 +1,112 @@
+"""Drawing symbols: `argmax(filtered logits + noise)`, the noise a pure function of (seed, sample, place, value).
+
+Axes: R rows, V the largest alphabet among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from armm.generation.filters import Filter, Row, Temperature
+from armm.generation.noise import gumbel
+
+NOISE_BLOCK = 1 << 16  # noise values computed at once, so that hashing costs little per symbol
+FEW = 8  # a block is not worth it where fewer than V / FEW symbols survive the filters
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which symbol is drawn: of which sample, at which place of its stream; and the symbol, where it is given."""
+
+    sample: int
+    position: int
+    given: int = -1
+
+
+class Drawer:
+    """Draws symbols with one seed and one list of filters."""
+
+    def __init__(self, seed: int, filters: Sequence[Filter], device: torch.device) -> None:
+        self.seed, self.filters, self.device = seed, list(filters), device
+        self.reads_rows = any(keep.reads_rows for keep in filters)
+        self.greedy = any(isinstance(keep, Temperature) and keep.t == 0 for keep in filters)
+        self._samples: list[int] = []
+        self._first: list[int] = []
+        self._block = torch.empty(0, 0, 0)
+        self._used = 0
+
+    def noise(self, places: Sequence[Sequence[Place]], vocab: int) -> Tensor | None:
+        """(R, n, V) noise of n places of every row; none where everything is greedy."""
+        if self.greedy:
+            return None
+        samples = torch.tensor([[place.sample for place in own] for own in places], device=self.device)
+        positions = torch.tensor([[place.position for place in own] for own in places], device=self.device)
+        return gumbel(self.seed, samples, positions, vocab)
+
+    def next_noise(self, places: Sequence[Place], vocab: int) -> Tensor | None:
+        """(R, V) noise of a place of every row, which usually follows the one asked for before."""
+        if self.greedy:
+            return None
+        samples, positions = [place.sample for place in places], [place.position for place in places]
+        fits = self._used < self._block.shape[1] and self._block.shape[2] == vocab and samples == self._samples
+        if not fits or positions != [first + self._used for first in self._first]:
+            n = max(1, min(256, NOISE_BLOCK // (vocab * len(places))))
+            at = torch.tensor(positions, device=self.device)[:, None] + torch.arange(n, device=self.device)
+            whose = torch.tensor(samples, device=self.device)[:, None].expand_as(at)
+            self._block = gumbel(self.seed, whose, at, vocab)
+            self._samples, self._first, self._used = samples, positions, 0
+        noise = self._block[:, self._used]
+        self._used += 1
+        return noise
+
+    def filtered(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        for keep in self.filters:
+            logits = keep(logits, rows)
+        return logits
+
+    def guess(self, logits: Tensor, place: Place) -> int:
+        """What would be drawn from another model's (1, V) logits, as far as filters go by logits alone."""
+        for keep in self.filters:
+            logits = logits if keep.reads_rows else keep(logits, [])
+        noise = self.noise([[place]], logits.shape[-1])
+        return int((logits if noise is None else logits + noise[0]).argmax())
+
+    def draw(self, logits: Tensor, rows: Sequence[Row], places: Sequence[Place]) -> Tensor:
+        """(R, V) logits -> (R,) symbols."""
+        kept = self.filtered(logits, rows)
+        if self.greedy:
+            return keep_given(kept.argmax(dim=-1), places)
+        if self.filters and logits.shape[-1] > NOISE_BLOCK // FEW:
+            n = int((kept > float("-inf")).sum(-1).max())
+            if n < logits.shape[-1] // FEW:  # hash the survivors alone
+                values, symbols = kept.topk(n, dim=-1)
+                samples = torch.tensor([place.sample for place in places], device=self.device)
+                positions = torch.tensor([place.position for place in places], device=self.device)
+                chosen = (values + gumbel(self.seed, samples, positions, symbols)).argmax(dim=-1, keepdim=True)
+                return keep_given(symbols.gather(-1, chosen)[:, 0], places)
+        noise = self.next_noise(places, logits.shape[-1])
+        return keep_given((kept if noise is None else kept + noise).argmax(dim=-1), places)
+
+
+def keep_given(symbols: Tensor, places: Sequence[Place]) -> Tensor:
+    """Symbols as drawn, or as given where they are."""
+    if all(place.given < 0 for place in places):
+        return symbols
+    given = torch.tensor([place.given for place in places], device=symbols.device)
+    return torch.where(given < 0, symbols, given)
+
+
+def guided(logits: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (arXiv:2207.12598): away from what the unconditional twins say.
+
+    (2R, V) logits, the twins in the second half -> (R, V): u + scale · (c - u) of the log-probabilities; 1 is no
+    guidance.
+    """
+    conditional, unconditional = logits.log_softmax(-1).chunk(2)
+    mixed = unconditional + scale * (conditional - unconditional)
+    impossible = (conditional == float("-inf")) | (unconditional == float("-inf"))  # outside the alphabet
+    return mixed.masked_fill(impossible, float("-inf"))

@@ -1,0 +1,235 @@
+"""`generate`: what users call. Checks what is asked for, and turns what the engine says into samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from armm.errors import InputError
+from armm.generation.engine import Drawn, Engine, Finished, Settings
+from armm.generation.exact import is_exact
+from armm.generation.filters import Filter, arrange
+from armm.generation.proposers import Draft, Proposer
+from armm.generation.requests import Start, ends_by_itself, forced_controls, start
+from armm.model import AutoregressiveModel
+from armm.sequence import Document
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated document.
+
+    Attributes:
+        index: the number of the sample, which with the seed, the prompt and the settings determines it.
+        symbols: its stream, the prompt included.
+        n_prompt: how many of them were read as the prompt.
+        document: the stream, as segments.
+        decoded: the raw data of every segment; a text that came to a stop string ends before it.
+        log_probs: nats of every symbol after the prompt under the model, before filters.
+        stop: why it ended: `end` (the document is complete), `context` (it is full), `length` (as many symbols as asked
+            for), `stop` (a stop string) or `grammar` (nothing can follow).
+        exact: it was computed by numbers that do not depend on what was computed beside it.
+        prompt: the number of its prompt.
+    """
+
+    index: int
+    symbols: list[int]
+    n_prompt: int
+    document: Document
+    decoded: list[Any]
+    log_probs: list[float]
+    stop: str
+    exact: bool
+    prompt: int = 0
+
+
+def generate(
+    model: AutoregressiveModel,
+    prompts: Sequence[Document] | None = None,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    filters: Sequence[Filter] = (),
+    proposer: Proposer | None = None,
+    stops: Sequence[str] = (),
+    max_symbols: int | None = None,
+    prompt_complete: bool = False,
+    plan: Sequence[str] | None = None,
+    guidance: float | None = None,
+    without: Document | None = None,
+    exact: bool = True,
+    batch_size: int = 16,
+    samples: Sequence[tuple[int, int]] | None = None,
+) -> Iterator[Sample]:
+    """Sample documents.
+
+    A sample is a function of the model, its prompt, the settings, the seed and its number: not of the batch it is
+    computed in, of other prompts, or of how often the call was interrupted.
+
+    Args:
+        prompts: segments to begin with; the last one is continued. Payload symbols that are V are holes: everything
+            else of the prompt is kept, and they are sampled in order, each given what is before it (this is not the
+            posterior given the whole). One empty prompt by default.
+        n: how many samples of each prompt.
+        filters: applied in the order that `armm.generation.filters` documents.
+        proposer: guesses ahead; changes the speed only.
+        stops: a text ends before any of these strings.
+        max_symbols: at most so many new symbols a document.
+        prompt_complete: the last segment of a prompt ends where it ends, and something else follows.
+        plan: for models of free documents, the modalities that the document shall have, in order, prompt included. Only
+            control symbols are forced.
+        guidance: strength of classifier-free guidance; 1 is none.
+        without: what guidance steers away from: the prompt of its unconditional twin, empty by default.
+        exact: pad products so that samples are the same to the last bit in any batch, if the machine lets them
+            (`Sample.exact` says whether); False is faster for large float32 models and few rows.
+        batch_size: documents generated side by side. Changes the speed only.
+        samples: which samples to make, as (prompt, number); numbers 0 to n - 1 of every prompt by default.
+
+    Yields: samples, as they finish.
+
+    Raises InputError: a prompt that does not fit the model, n < 1, settings that contradict each other.
+    """
+    job = job_of(
+        model, prompts, n, seed, filters, proposer, stops, max_symbols, prompt_complete, plan, guidance, without, exact,
+        batch_size, samples,
+    )  # fmt: skip
+    # a generator of its own, so that mistakes show when this is called, not when the first sample is taken
+    return (event for event in job.run() if isinstance(event, Sample))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is asked for at once; `generate` documents the fields."""
+
+    model: AutoregressiveModel
+    prompts: list[Document]
+    samples: list[tuple[int, int]]
+    seed: int
+    filters: tuple[Filter, ...]
+    proposer: Proposer | None
+    stops: tuple[str, ...]
+    max_symbols: int | None
+    prompt_complete: bool
+    plan: Sequence[str] | None
+    guidance: float | None
+    without: Document
+    exact: bool
+    batch_size: int
+
+    def check(self) -> None:
+        """Raises InputError: something that does not fit the model or contradicts itself."""
+        model, names = self.model, self.model.grammar.names
+        if not self.samples:
+            raise InputError("samples is empty, ask for at least 1")
+        for prompt, number in self.samples:
+            if not 0 <= prompt < len(self.prompts) or number < 0:
+                n_prompts = len(self.prompts)
+                raise InputError(
+                    f"samples names ({prompt}, {number}); prompts are 0 to {n_prompts - 1}, numbers from 0"
+                )
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}, it must be at least 1")
+        if self.max_symbols is not None and self.max_symbols < 1:
+            raise InputError(f"max_symbols is {self.max_symbols}, ask for at least 1 symbol")
+        if self.max_symbols is None and model.grammar.context is None and not ends_by_itself(model):
+            raise InputError("documents of this model end at no length of their own; set max_symbols")
+        if any(not stop for stop in self.stops):
+            raise InputError("stops has an empty string, which every text contains; take it out")
+        if self.stops and all(model.modalities[name].symbol_bytes() is None for name in names):
+            raise InputError(f"stops ends texts, and this model has none; its modalities are {', '.join(names)}")
+        if self.guidance is not None and not 0 <= self.guidance < float("inf"):
+            raise InputError(f"guidance is {self.guidance}, it must be at least 0; 1 is none, 3 is strong")
+        if self.guidance is None and self.without:
+            raise InputError("without says what guidance steers away from; set guidance, or leave it out")
+        if isinstance(self.proposer, Draft):
+            self.proposer.check(model)
+        alphabets = {name: modality.vocab for name, modality in model.modalities.items()}
+        for keep in arrange(self.filters):
+            keep.check(alphabets)
+        forced_controls(model, self.plan, self.prompts)
+        self._starts()
+
+    def _starts(self) -> list[Start]:
+        starts = [start(self.model, prompt, self.prompt_complete) for prompt in self.prompts]
+        if self.guidance is None:
+            return starts
+        twin = start(self.model, self.without, self.prompt_complete)
+        if twin.given:
+            raise InputError("without has holes; it is only read, so give it whole")
+        for own in starts:
+            check_twins(self.model, own.read, twin.read)
+        return [replace(own, without=twin.read) for own in starts]
+
+    def run(self) -> Iterator[Drawn | Sample]:
+        """What happens, as it happens: symbols drawn, samples finished."""
+        model, training = self.model, self.model.training
+        model.eval()
+        try:
+            exact = self.exact and is_exact(model)
+            settings = Settings(
+                self.seed, arrange(self.filters), forced_controls(model, self.plan, self.prompts), self.max_symbols,
+                self.batch_size, self.proposer, self.stops, self.guidance, exact,
+            )  # fmt: skip
+            for event in Engine(model, self._starts(), self.samples, settings).run():
+                yield event if isinstance(event, Drawn) else as_sample(model, event, exact)
+        finally:
+            model.train(training)
+
+
+def job_of(
+    model: AutoregressiveModel,
+    prompts: Sequence[Document] | None,
+    n: int,
+    seed: int,
+    filters: Sequence[Filter],
+    proposer: Proposer | None,
+    stops: Sequence[str],
+    max_symbols: int | None,
+    prompt_complete: bool,
+    plan: Sequence[str] | None,
+    guidance: float | None,
+    without: Document | None,
+    exact: bool,
+    batch_size: int,
+    samples: Sequence[tuple[int, int]] | None,
+) -> Job:
+    """What `generate` and `stream` were asked for, checked.
+
+    Raises InputError: as `generate` does.
+    """
+    if n < 1:
+        raise InputError(f"n is {n}, ask for at least 1 sample")
+    begins = list(prompts or [[]])
+    wanted = [(prompt, number) for prompt in range(len(begins)) for number in range(n)] if samples is None else samples
+    job = Job(
+        model, begins, list(wanted), seed, tuple(filters), proposer, tuple(stops), max_symbols, prompt_complete, plan,
+        guidance, without or [], exact, batch_size,
+    )  # fmt: skip
+    job.check()
+    return job
+
+
+def check_twins(model: AutoregressiveModel, stream: Sequence[int], other: Sequence[int]) -> None:
+    """Raises InputError: after two prompts not the same kind of symbol comes next, so that they cannot share it."""
+    slots = []
+    for symbols in (stream, other):
+        cursor = model.grammar.start()
+        for symbol in symbols:
+            model.grammar.push(cursor, symbol)
+        slots.append((cursor.slot(), cursor.unit_length, cursor.header))
+    if slots[0] != slots[1]:
+        raise InputError(
+            "guidance needs a twin that goes on as the prompt does; give one as without, such as the same prompt "
+            "without its condition"
+        )
+
+
+def as_sample(model: AutoregressiveModel, event: Finished, exact: bool) -> Sample:
+    document = model.grammar.parse(event.symbols)
+    decoded = [model.modalities[segment.modality].decode(segment) for segment in document]
+    if event.text is not None:
+        decoded[-1] = event.text
+    return Sample(
+        event.index, event.symbols, event.n_prompt, document, decoded, event.log_probs, event.stop, exact, event.prompt
+    )

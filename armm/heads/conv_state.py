@@ -1,0 +1,303 @@
+"""The causal convolution head, one place at a time, written for few operations: a step is bound by their number.
+
+All old taps of all layers are gathered at once and multiplied in one `baddbmm`, so that only the newest tap, the gate
+and the residual are left to do layer by layer, in buffers that are made once.
+
+Axes: n stored rows, R rows of one call, L layers, M ring slots, k taps, W residual channels, P places of a unit, K its
+symbols, C channels of a place, Z conditioning channels, H features, V vocabulary, D width of the backbone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from armm.heads.head import Choose, HeadState
+
+if TYPE_CHECKING:
+    from armm.heads.causal_conv import CausalConvHead
+
+
+class ConvState(HeadState):
+    """Layer inputs of the last places in a ring, and the open unit's symbols, bias and features.
+
+    A row's ring is addressed by its clock, not by its place in the document: rows that step together share a clock, so
+    a batch whose rows began at different times still needs no index tensors.
+    """
+
+    looks_ahead = True
+
+    def __init__(self, head: CausalConvHead, n_rows: int, min_rows: int = 1) -> None:
+        self.head, self.unit, self.n_rows, self.min_rows = head, head.unit, n_rows, min_rows
+        config, (k, w) = head.config, (head.config.kernel, head.config.channels)
+        self.n_layers, n = len(config.dilations), max(n_rows, min_rows)
+        device, dtype = head.gates.device, head.gates.dtype
+        lags = torch.tensor([[(k - 1 - i) * d for i in range(k - 1)] for d in config.dilations])  # (L, k-1)
+        self.lags = lags.to(device)
+        # a power of two above the longest lag, with room for a unit that is looked ahead into and taken back
+        self.size = 1 << (int(lags.max()) + self.unit.places).bit_length()
+        slots = (torch.arange(self.size)[:, None, None] - lags) % self.size
+        self.taps = (slots * self.n_layers + torch.arange(self.n_layers)[:, None]).flatten(1).to(device)  # (M, L*(k-1))
+        self.table = head.table().flatten(0, 1)  # (C * (V+1), W)
+        self.channel_offset = torch.arange(self.unit.channels, device=device) * (self.unit.vocab + 1)
+        self.old_taps = head.gates[:, : (k - 1) * w].contiguous()
+        self.new_tap = head.gates[:, (k - 1) * w : k * w].contiguous().unbind(0)
+        self.conditioning = head.gates[:, k * w :]  # (L, Z, 2W)
+        self.residual = head.residual.unbind(0)
+        # what the rows remember
+        self.history = torch.zeros(self.size, self.n_layers, n, w, device=device, dtype=dtype)
+        self.bias = torch.zeros(self.n_layers, self.unit.places, n, 2 * w, device=device, dtype=dtype)
+        self.features = torch.zeros(n, head.n_features, device=device, dtype=dtype)
+        self.open_unit = torch.full((n, self.unit.symbols), self.unit.vocab, device=device)
+        self.before = torch.full((n, self.unit.channels), self.unit.vocab, device=device)  # the place before the unit
+        self.past = self.open_unit.new_full((n, 8 if head.halo else 0, self.unit.symbols), self.unit.vocab)
+        self.header = torch.zeros(n, 0, dtype=torch.int64, device=device)
+        self.length = [0] * n_rows  # symbols known of the segment
+        self.clock = [0] * n_rows  # ring time of the open place
+        self.fresh = [False] * n_rows  # `features` are those of the open place
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        n, w = self.history.shape[2:]
+        self.open_unit[self.n_rows :] = 0  # rows that only keep products wide: any symbols inside the alphabet
+        self.sums = [self.history.new_empty(n, 2 * w) for _ in range(self.n_layers)]
+        self.signals = [sums[:, :w] for sums in self.sums]
+        self.openings = [sums[:, w:] for sums in self.sums]
+        self.gated = self.history.new_empty(n, self.n_layers * w)
+        self.gated_of = self.gated.split(w, dim=1)
+
+    # ------------------------------------------------------------- where the rows are
+
+    def load(self, rows: Tensor, context: Tensor, symbols: Tensor, lengths: Tensor, header: Tensor) -> None:
+        rows, context, symbols = self._widen(rows), self._widen(context), self._widen(symbols)
+        lengths, header = self._widen(lengths), self._widen(header)
+        if self.header.shape[1] != header.shape[1]:
+            self.header = header.new_zeros(len(self.open_unit), header.shape[1])
+        self.header[rows] = header
+        each, k, channels = torch.arange(len(rows), device=rows.device), self.unit.symbols, self.unit.channels
+        open_unit = torch.div(lengths, k, rounding_mode="floor")
+        own = context[each, open_unit]
+        halo = self.head.halo.at(symbols, open_unit, header) if self.head.halo else None
+        self._set_bias(rows, own, halo)
+        self.open_unit[rows] = symbols[each, open_unit]
+        if self.head.halo:
+            self._reserve(symbols.shape[1])
+            self.past[rows, : symbols.shape[1]] = symbols
+        place = torch.div(lengths, channels, rounding_mode="floor")
+        self.before[rows] = self.unit.vocab
+        if self.unit.continuous:  # as many units back as the layers can see
+            reach = -(-self.head.config.receptive_field // self.unit.places) + 1
+            first = max(int(open_unit.min()) - reach, 0)
+            _, inputs = self.head.convolve(context[:, first:], symbols[:, first:], header, None)
+            back_to = place - first * self.unit.places
+            started = open_unit > 0
+            last = symbols[each, (open_unit - 1).clamp(min=0), -channels:]
+            self.before[rows] = torch.where(started[:, None], last, self.unit.vocab)
+        else:  # the open unit's own row
+            halo = None if halo is None else halo[:, None]
+            _, inputs = self.head.convolve(own[:, None], symbols[each, open_unit][:, None], header, halo)
+            back_to = place - open_unit * self.unit.places
+        layers = torch.stack([x.flatten(1, 2) for x in inputs])  # (L, R, places, W)
+        listed = rows.tolist()
+        others = set(range(self.n_rows)) - set(listed)
+        clock = max((self.clock[row] for row in others), default=0)  # in step with the others, if they are here too
+        age = torch.arange(1, self.size + 1, device=rows.device)[:, None]  # (M, 1)
+        back = back_to - age
+        past = layers[:, each, back.clamp(min=0)] * (back >= 0)[None, :, :, None]  # (L, M, R, W)
+        self.history[(clock - age) % self.size, :, rows] = rearrange(past, "l m r w -> m r l w")
+        for row, length in zip(listed, lengths.tolist(), strict=True):
+            self.length[row], self.clock[row], self.fresh[row] = length, clock, False
+
+    def open(self, rows: Tensor, context: Tensor) -> None:
+        rows, context = self._widen(rows), self._widen(context)
+        listed = rows.tolist()
+        units = [self.length[row] // self.unit.symbols for row in listed]
+        if self.head.halo:
+            self._reserve(max(units) + 1)
+            self.past[rows, torch.tensor(units, device=rows.device) - 1] = self.open_unit[rows]
+        if self.unit.continuous:
+            self.before[rows] = self.open_unit[rows, -self.unit.channels :]
+        else:
+            self.before[rows] = self.unit.vocab
+            self.history[:, :, rows] = 0
+        self.open_unit[rows] = self.unit.vocab
+        halo = None
+        if self.head.halo:
+            index = torch.tensor(units, device=rows.device)
+            halo = self.head.halo.at(self.past[rows], index, self.header[rows])
+        self._set_bias(rows, context, halo)
+
+    def _set_bias(self, rows: Tensor, context: Tensor, halo: Tensor | None) -> None:
+        condition = rearrange(self.head.conditioning(context.to(self.bias.dtype), halo), "b p z -> (p b) z")
+        bias = torch.matmul(condition, self.conditioning) + self.head.gate_bias[:, None]  # (L, P * R, 2W)
+        self.bias[:, :, rows] = rearrange(bias, "l (p b) w -> l p b w", p=self.unit.places)
+
+    def _reserve(self, n_units: int) -> None:
+        missing = n_units - self.past.shape[1]
+        if missing > 0:
+            self.past = F.pad(self.past, (0, 0, 0, max(missing, self.past.shape[1])), value=self.unit.vocab)
+
+    def extend(self, rows: Tensor, symbols: Tensor) -> None:
+        self.accept(rows, symbols[:, None])
+
+    def accept(self, rows: Tensor, symbols: Tensor) -> None:
+        listed = rows.tolist()
+        channels, n = self.unit.channels, symbols.shape[1]
+        at = torch.tensor([self.length[row] % self.unit.symbols for row in listed], device=rows.device)
+        self.open_unit[rows[:, None], at[:, None] + torch.arange(n, device=rows.device)] = symbols
+        for row in listed:
+            places = (self.length[row] + n) // channels - self.length[row] // channels
+            self.length[row] += n
+            if places:
+                self.clock[row], self.fresh[row] = self.clock[row] + places, False
+
+    def gather_rows(self, index: Tensor) -> None:
+        listed = index.tolist()
+        self.n_rows = len(listed)
+        stored = F.pad(index, (0, max(self.min_rows - len(listed), 0)))
+        self.history, self.bias = self.history[:, :, stored], self.bias[:, :, stored]
+        self.features, self.open_unit, self.header = self.features[stored], self.open_unit[stored], self.header[stored]
+        self.before, self.past = self.before[stored], self.past[stored]
+        self.length, self.clock = [self.length[i] for i in listed], [self.clock[i] for i in listed]
+        self.fresh = [self.fresh[i] for i in listed]
+        self._make_buffers()
+
+    # ------------------------------------------------------------------- one place
+
+    def logits(self, rows: Tensor) -> Tensor:
+        listed = rows.tolist()
+        if self._together(listed):
+            at = self.length[0] % self.unit.symbols
+            if not all(self.fresh):
+                self._step(at - at % self.unit.channels, self.clock[0])
+                self.fresh = [True] * self.n_rows
+            return self._read(at)[: self.n_rows]
+        stale = [row for row in listed if not self.fresh[row]]
+        if stale:
+            self._step_apart(stale)
+        channels = [self.length[row] % self.unit.channels for row in listed]
+        out = torch.empty(len(listed), self.unit.vocab, device=rows.device)
+        for channel in set(channels):
+            group = torch.tensor([i for i, c in enumerate(channels) if c == channel], device=rows.device)
+            chosen = self._widen(rows[group])
+            at = torch.tensor([self.length[row] % self.unit.symbols for row in chosen.tolist()], device=rows.device)
+            earlier = self.open_unit[chosen[:, None], at[:, None] - channel + torch.arange(channel, device=rows.device)]
+            out[group] = self.head.distribution.logits(self.features[chosen], earlier)[: len(group)]
+        return out
+
+    def fill(self, rows: Tensor, n: int, choose: Choose) -> Tensor:
+        if not self._together(rows.tolist()):
+            return super().fill(rows, n, choose)
+        first, channels = self.length[0], self.unit.channels
+        start = first % self.unit.symbols
+        clock = self.clock[0] - start // channels
+        fresh = all(self.fresh)
+        for i in range(n):
+            at = start + i
+            if at % channels == 0 and not (i == 0 and fresh):
+                self._step(at, clock + at // channels)
+            elif i == 0 and not fresh:
+                self._step(at - at % channels, clock + at // channels)
+            symbols = choose(self._read(at)[: self.n_rows], i)
+            self.open_unit[: self.n_rows, at] = symbols
+        self.length = [length + n for length in self.length]
+        self.clock = [clock + (start + n) // channels] * self.n_rows
+        self.fresh = [(start + n) % channels != 0] * self.n_rows
+        return self.open_unit[: self.n_rows, start : start + n].clone()
+
+    def _together(self, listed: list[int]) -> bool:
+        """Whether these are all rows, all at the same place of their units and rings: no index tensors are needed."""
+        if len(listed) != self.n_rows or listed != list(range(self.n_rows)):
+            return False
+        k, (length, clock) = self.unit.symbols, (self.length[0], self.clock[0])
+        return all(c == clock for c in self.clock) and all((other - length) % k == 0 for other in self.length)
+
+    def _widen(self, x: Tensor) -> Tensor:
+        """(R, *) rows or what belongs to them, the last one repeated until there are at least `min_rows`."""
+        missing = self.min_rows - len(x)
+        return x if missing <= 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+
+    def _read(self, at: int) -> Tensor:
+        """(n, V) logits of the symbol at a place of all rows' open units, whose features are fresh."""
+        earlier = self.open_unit[:, at - at % self.unit.channels : at]
+        return self.head.distribution.logits(self.features, earlier)
+
+    def _step(self, at: int, clock: int) -> None:
+        """Compute the features of the open place, which begins at symbol `at`, of all rows at once."""
+        channels, slot = self.unit.channels, clock % self.size
+        previous = self.open_unit[:, at - channels : at] if at else self.before
+        x = self.table[previous[:, 0]] if channels == 1 else self.table[previous + self.channel_offset].sum(1)
+        taps = self.history.flatten(0, 1).index_select(0, self.taps[slot])  # (L * (k-1), n, W)
+        taps = taps.view(self.n_layers, -1, *x.shape).transpose(1, 2).flatten(2)
+        old = torch.baddbmm(self.bias[:, at // channels], taps, self.old_taps).unbind(0)
+        ring = self.history[slot].unbind(0)
+        ring[0].copy_(x)
+        for layer in range(self.n_layers):
+            torch.addmm(old[layer], ring[layer], self.new_tap[layer], out=self.sums[layer])
+            torch.mul(self.signals[layer].tanh_(), self.openings[layer].sigmoid_(), out=self.gated_of[layer])
+            if layer < self.n_layers - 1:
+                torch.addmm(ring[layer], self.gated_of[layer], self.residual[layer], out=ring[layer + 1])
+        self.features = self.head.features(self.gated)
+
+    def _step_apart(self, listed: list[int]) -> None:
+        """The same for some rows, each at its own place."""
+        rows = self._widen(torch.tensor(listed, device=self.history.device))
+        spread, channels = rows.tolist(), self.unit.channels
+        at = torch.tensor([self.length[row] % self.unit.symbols for row in spread], device=rows.device)
+        at = at - at % channels
+        clock = torch.tensor([self.clock[row] for row in spread], device=rows.device)
+        channel = torch.arange(channels, device=rows.device)
+        previous = self.open_unit[rows[:, None], (at[:, None] - channels + channel).clamp(min=0)]
+        previous = torch.where((at > 0)[:, None], previous, self.before[rows])
+        x = self.table[previous + self.channel_offset].sum(1)  # (R, W)
+        slots = (clock[None, None] - self.lags[:, :, None]) % self.size  # (L, k-1, R)
+        layers = torch.arange(self.n_layers, device=rows.device)[:, None, None]
+        taps = rearrange(self.history[slots, layers, rows], "l k r w -> l r (k w)")
+        place = torch.div(at, channels, rounding_mode="floor")
+        old = torch.baddbmm(self.bias[:, place, rows], taps, self.old_taps)
+        inputs, gated = [x], []
+        for layer in range(self.n_layers):
+            signal, opening = torch.addmm(old[layer], x, self.new_tap[layer]).chunk(2, dim=-1)
+            gated.append(torch.tanh(signal) * torch.sigmoid(opening))
+            if layer < self.n_layers - 1:
+                x = torch.addmm(x, gated[-1], self.residual[layer])
+                inputs.append(x)
+        self.history[clock % self.size, :, rows] = torch.stack(inputs, dim=1)
+        self.features[rows] = self.head.features(torch.cat(gated, dim=-1))
+        for row in listed:
+            self.fresh[row] = True
+
+    # ------------------------------------------------------------------ many places
+
+    def ahead(self, rows: Tensor, guesses: Tensor) -> Tensor:
+        listed, channels = rows.tolist(), self.unit.channels
+        at, n_places = self.length[listed[0]] % self.unit.symbols, guesses.shape[1] // channels
+        assert at % channels == 0 and guesses.shape[1] % channels == 0, "looking ahead begins and ends between places"
+        assert all(self.length[row] % self.unit.symbols == at for row in listed), "at the same place of their units"
+        wide, guessed = self._widen(rows), self._widen(guesses)
+        clock = torch.tensor([self.clock[row] for row in wide.tolist()], device=rows.device)
+        previous = self.open_unit[wide, at - channels : at] if at else self.before[wide]
+        inputs = torch.cat([previous, guessed[:, :-channels]], dim=1).unflatten(1, (-1, channels))
+        x = rearrange(self.table[inputs + self.channel_offset].sum(2), "r p w -> p r w")
+        times = clock + torch.arange(n_places, device=rows.device)[:, None]  # (p, R)
+        gated = []
+        for layer in range(self.n_layers):
+            self.history[times % self.size, layer, wide] = x
+            slots = (times[:, None] - self.lags[layer][:, None]) % self.size  # (p, k-1, R)
+            taps = rearrange(self.history[slots, layer, wide], "p k r w -> (p r) (k w)")
+            bias = self.bias[layer][at // channels : at // channels + n_places, wide].flatten(0, 1)
+            old = torch.baddbmm(bias[None], taps[None], self.old_taps[layer][None])[0]
+            signal, opening = torch.addmm(old, x.flatten(0, 1), self.new_tap[layer]).chunk(2, dim=-1)
+            gated.append(torch.tanh(signal) * torch.sigmoid(opening))
+            if layer < self.n_layers - 1:
+                x = torch.addmm(x.flatten(0, 1), gated[-1], self.residual[layer]).view_as(x)
+        features = rearrange(self.head.features(torch.cat(gated, dim=-1)), "(p r) h -> r p h", p=n_places)
+        known = guessed.unflatten(1, (-1, channels))
+        logits = [self.head.distribution.logits(features, known[..., :c]) for c in range(channels)]
+        for row in listed:
+            self.fresh[row] = False
+        return torch.stack(logits, dim=2).flatten(1, 2)[: len(rows)]

@@ -1,0 +1,388 @@
+"""Weight-only int8 and int4: the large matrices become small integers, activations stay float. For generation only.
+
+A product with one row takes as long as reading its matrix. int8 reads a quarter of what float32 does, int4 with a
+scale and an offset per group of inputs (as in GPTQ, arXiv:2210.17323) a sixth. The products are torch's own, made for
+gpt-fast. They are private, so each stands behind one function here, is checked against the numbers it stands for when
+a matrix is packed, and has a substitute. They round activations and results to bfloat16, whose error is far below
+that of the codes. On a CPU a row's result is the same, bit for bit, whatever rows stand beside it.
+Axes: M rows, K inputs, N outputs, G groups of inputs.
+"""
+
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from armm.errors import InputError, nearest
+from armm.exactness import MIN_ROWS
+from armm.heads import CategoricalHead
+from armm.model import AutoregressiveModel
+
+Weights = Literal["int8", "int4"]
+GROUPS = (32, 64, 128, 256)  # what the int4 products take
+STEP = 16  # what int8 takes of inputs at a time (it reads past the end of less), and int4 of outputs
+ALIGNMENT = 64  # bytes; the int8 product ends the process where activations begin at no multiple of 32
+REFITS = 3  # of the scales and offsets of int4
+BLOCK = 1 << 18  # weights that are worked on at a time, so that they stay in the cache
+
+
+# ------------------------------------------------------------------ the numbers
+
+
+def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric, one scale per output: weight = code * scale, wrong by half a scale at most.
+
+    (N, K) -> codes (N, K) int8 in [-127, 127], scales (N,) bfloat16.
+    """
+    weight = weight.float()
+    largest = weight.abs().amax(dim=1)
+    scales = torch.where(largest > 0, largest / 127, 1.0).bfloat16()
+    return (weight / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales
+
+
+def to_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """A scale and an offset per group of inputs: weight = (code - 8) * scale + offset.
+
+    A group's range is divided in 15 steps; then scales and offsets, and codes, are fitted to each other in turn by
+    least squares (Lloyd's algorithm). On Gaussian weights that takes 13 % off the squared error, because the few
+    largest weights are clipped and all others finer.
+
+    (N, K) -> codes (N, K / 2) uint8, the even input in the high half of a byte; (G, N, 2) bfloat16 scales and offsets.
+    """
+    blocks = [_fit_int4(block, group) for block in weight.float().split(max(BLOCK // weight.shape[1], 1))]
+    codes, scales = zip(*blocks, strict=True)
+    return torch.cat(codes), torch.cat(scales, dim=1)
+
+
+def _fit_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    groups = weight.unflatten(1, (-1, group))  # (N, G, group)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = _rounded(torch.where(high > low, (high - low) / 15, 1.0))
+    offset = _rounded((high + low + scale) / 2)
+    mean = groups.mean(-1)
+    around = groups - mean[..., None]
+    for _ in range(REFITS):
+        digits = _digits(groups, scale, offset)
+        centre = digits.mean(-1)
+        digits -= centre[..., None]
+        spread = digits.square().sum(-1)
+        fitted = (digits * around).sum(-1) / spread
+        scale = torch.where(spread > 0, _rounded(fitted), scale)
+        offset = _rounded(mean - scale * (centre - 8))
+    return _join(_digits(groups, scale, offset).flatten(1)), torch.stack([scale.T, offset.T], dim=-1).bfloat16()
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
+
+
+def _digits(groups: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """(N, G, group) weights, (N, G) scales and offsets -> (N, G, group) nearest codes in [0, 15], as floats."""
+    return groups.sub(offset[..., None]).div_(scale[..., None]).round_().add_(8).clamp_(0, 15)
+
+
+def _join(digits: Tensor) -> Tensor:
+    """(N, K) numbers in [0, 15] -> (N, K / 2) uint8, the even one in the high half."""
+    digits = digits.to(torch.uint8)
+    return digits[:, ::2] << 4 | digits[:, 1::2]
+
+
+def _split(codes: Tensor) -> Tensor:
+    """(N, K / 2) uint8 -> (N, K) uint8 in [0, 15]."""
+    return torch.stack([codes >> 4, codes & 15], dim=-1).flatten(1)
+
+
+def dequantise(codes: Tensor, scales: Tensor) -> Tensor:
+    """(N, K) float32 of what `to_int8` or `to_int4` gave."""
+    if codes.dtype == torch.int8:
+        return codes.float() * scales.float()[:, None]
+    groups = _split(codes).unflatten(1, (len(scales), -1)).float()  # (N, G, group)
+    scale, offset = scales.float().transpose(0, 1)[..., None].unbind(-2)  # (N, G, 1)
+    return ((groups - 8) * scale + offset).flatten(1)
+
+
+# ----------------------------------------------------------------- the products
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A product with a quantised matrix, and how the matrix lies in memory for it.
+
+    Attributes:
+        name: what stands in a report.
+        pack: codes and scales, as `to_int8` or `to_int4` gives them -> the matrix as `product` wants it.
+        unpack: that matrix, scales, group -> codes.
+        product: (M, K) rows, that matrix, scales, group -> (M, N) float32.
+        tolerance: of a sum, relative to the sum of its terms' magnitudes; the result may be rounded to bfloat16 too.
+    """
+
+    name: str
+    pack: Callable[[Tensor, Tensor], Tensor]
+    unpack: Callable[[Tensor, Tensor, int], Tensor]
+    product: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    tolerance: float = 1e-5
+
+    def agrees(self, codes: Tensor, packed: Tensor, scales: Tensor, group: int) -> bool:
+        """Whether the product of a packed matrix is that of its numbers."""
+        weight = dequantise(codes, scales)
+        # 5 rows, one more than are multiplied at a time, of integers that bfloat16 holds
+        x = (torch.arange(5 * weight.shape[1], device=weight.device) * 7919 % 17 - 8).view(5, -1).double()
+        got = self.product(x.float(), packed, scales, group)
+        for own, part in zip(got.split(1024, dim=1), weight.split(1024), strict=True):
+            part = part.double()
+            allowed = 2**-8 * (x @ part.T).abs() + self.tolerance * (x.abs() @ part.abs().T)
+            if not ((own - x @ part.T).abs() <= allowed).all():
+                return False
+        return True
+
+
+def _int8_pack(codes: Tensor, scales: Tensor) -> Tensor:
+    return codes.clone() if codes.data_ptr() % ALIGNMENT else codes
+
+
+def _int8_unpack(matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    return matrix
+
+
+def _int8_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    x = x.bfloat16()  # float32 is accepted, and 6 to 20 times slower
+    return torch._weight_int8pack_mm(x.clone() if x.data_ptr() % ALIGNMENT else x, matrix, scales).float()
+
+
+def _int8_on_the_fly(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    return F.linear(x, matrix.to(x.dtype)).float() * scales
+
+
+def _int8_product_cuda(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    if len(x) > 16:  # made for few rows: every one reads the matrix anew
+        return _int8_on_the_fly(x, matrix, scales, group)
+    return torch._weight_int8pack_mm(x.float(), matrix, scales.float())
+
+
+def _int4_pack(codes: Tensor, scales: Tensor) -> Tensor:
+    return torch._convert_weight_to_int4pack_for_cpu(_split(codes).int(), 1)
+
+
+def _int4_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    # float32 is accepted, and 25 times slower
+    return torch._weight_int4pack_mm_for_cpu(x.bfloat16(), matrix, group, scales).float()
+
+
+def _int4_pack_cuda(codes: Tensor, scales: Tensor) -> Tensor:
+    inner_tiles = next(tiles for tiles in (8, 4, 2) if codes.shape[1] % (8 * tiles) == 0)
+    return torch._convert_weight_to_int4pack(codes, inner_tiles)
+
+
+def _int4_product_cuda(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    return torch._weight_int4pack_mm(x.bfloat16(), matrix, group, scales).float()
+
+
+def _int4_unpack(matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    """How the codes lie depends on the processor, so the product itself reads them, with rows of the identity."""
+    product = _int4_product_cuda if matrix.is_cuda else _int4_product
+    identity = torch.eye(len(scales) * group, device=matrix.device)
+    bare = torch.tensor([1, 0], device=matrix.device, dtype=scales.dtype).expand_as(scales).contiguous()
+    return _join((product(identity, matrix, bare, group) + 8).T)
+
+
+def _float_pack(codes: Tensor, scales: Tensor) -> Tensor:
+    return dequantise(codes, scales)
+
+
+def _float_unpack(matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    if scales.dim() == 1:
+        return (matrix / scales.float()[:, None]).round().to(torch.int8)
+    scale, offset = scales.float().unbind(-1)  # (G, N)
+    return _join(_digits(matrix.unflatten(1, (-1, group)), scale.T, offset.T).flatten(1))
+
+
+def _float_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    return F.linear(x.float(), matrix)
+
+
+FLOAT = Kernel("float", _float_pack, _float_unpack, _float_product)
+ON_THE_FLY = Kernel("int8 on the fly", _int8_pack, _int8_unpack, _int8_on_the_fly)
+INT8 = Kernel("_weight_int8pack_mm", _int8_pack, _int8_unpack, _int8_product)
+INT8_CUDA = Kernel("_weight_int8pack_mm", _int8_pack, _int8_unpack, _int8_product_cuda)
+INT4 = Kernel("_weight_int4pack_mm_for_cpu", _int4_pack, _int4_unpack, _int4_product)
+INT4_CUDA = Kernel("_weight_int4pack_mm", _int4_pack_cuda, _int4_unpack, _int4_product_cuda, tolerance=1e-3)
+
+
+def kernels(weights: Weights, device: torch.device) -> tuple[Kernel, ...]:
+    """The kernels for a device, in the order in which they are tried."""
+    if weights == "int8":
+        return {"cpu": (INT8, FLOAT), "cuda": (INT8_CUDA, ON_THE_FLY)}.get(device.type, (ON_THE_FLY,))
+    return {"cpu": (INT4, FLOAT), "cuda": (INT4_CUDA,)}.get(device.type, ())
+
+
+# ------------------------------------------------------------------- the layer
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with a quantised matrix: (*, K) -> (*, N) of the same dtype. It has no gradients.
+
+    Args:
+        weight: (N, K). bias: (N,) or None.
+        weights: int8 or int4.
+        group: inputs that share a scale and an offset, for int4.
+
+    Raises InputError: int4 on a device that has no product for it.
+    """
+
+    codes: Tensor  # as the kernel wants them; in a state_dict as `to_int8` and `to_int4` give them, for any machine
+    scales: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, weights: Weights, group: int = 32) -> None:
+        super().__init__()
+        self.weights: Weights = weights
+        self.group = group
+        self.out_features, self.in_features = weight.shape
+        # zeros that the product wants behind the inputs, and behind the outputs
+        self.n_missing = -self.in_features % (STEP if weights == "int8" else group)
+        padded = F.pad(weight.detach(), (0, self.n_missing, 0, 0 if weights == "int8" else -len(weight) % STEP))
+        codes, scales = to_int8(padded) if weights == "int8" else to_int4(padded, group)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self._pack()
+
+    @property
+    def kernel(self) -> str:
+        """How it multiplies. `float` is the substitute on a CPU: a float32 matrix of the quantised numbers."""
+        return self._kernel.name
+
+    @property
+    def rows_needed(self) -> int:
+        """See `armm.exactness`: packed products have the same rows whatever their number."""
+        return MIN_ROWS if self.kernel == "float" else 1
+
+    @property
+    def bits(self) -> float:
+        """Memory per weight, scales included."""
+        return 8 * (self.codes.nbytes + self.scales.nbytes) / (self.in_features * self.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        if self.n_missing:
+            rows = F.pad(rows, (0, self.n_missing))
+        codes, scales, bias = self._buffers.values()  # as attributes of a module each takes half a microsecond
+        assert codes is not None and scales is not None
+        y = self._kernel.product(rows.contiguous(), codes, scales, self.group)
+        if y.shape[1] != self.out_features:
+            y = y[:, : self.out_features]
+        if bias is not None:
+            y += bias
+        if x.dtype != y.dtype:
+            y = y.to(x.dtype)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.weights}, kernel={self.kernel}"
+
+    def _pack(self) -> None:
+        """Choose the kernel for plain codes, and lay them out for it."""
+        for kernel in kernels(self.weights, self.codes.device):
+            try:
+                packed = kernel.pack(self.codes, self.scales)
+                if not kernel.agrees(self.codes, packed, self.scales, self.group):
+                    continue
+            except (AttributeError, RuntimeError):  # this torch has no such product, or not for this device
+                continue
+            self._kernel, self.codes = kernel, packed
+            return
+        raise InputError(f"{self.weights} does not work on device {self.codes.device.type} here; choose int8")
+
+    def _unpack(self) -> None:
+        self.codes = self._kernel.unpack(self.codes, self.scales, self.group)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+        """Scales keep their dtype, and another device may have another kernel."""
+        scales = self.scales
+        moves = self.codes.is_floating_point() or fn(self.codes[:0]).device.type != self.codes.device.type
+        if moves:
+            self._unpack()
+        super()._apply(fn, recurse)
+        self.scales = scales.to(self.codes.device)
+        if moves:
+            self._pack()
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}codes"] = self._kernel.unpack(self.codes, self.scales, self.group)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._unpack()
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._pack()
+
+
+# ------------------------------------------------------------------- the model
+
+
+def quantise(model: AutoregressiveModel, weights: Weights, group: int = 32) -> AutoregressiveModel:
+    """Replace the linear layers of the backbone, and the output matrices of categorical heads, by quantised ones.
+
+    Embeddings (a table that is also the output matrix too), norms and the small layers stay float. The model can be
+    scored and sampled afterwards, not trained.
+
+    Args:
+        weights: int8 for nearly the float model's probabilities, int4 for fewer bytes.
+        group: inputs that share a scale, for int4: 32, 64, 128 or 256.
+
+    Returns: the model itself.
+
+    Raises InputError: an unknown name or group; a model without such matrices, or quantised before; int4 on a device
+        that has no kernel for it.
+    """
+    if weights not in get_args(Weights):
+        expected = " or ".join(get_args(Weights))
+        raise InputError(f"weights is {weights!r}, expected {expected}{nearest(str(weights), get_args(Weights))}")
+    if group not in GROUPS:
+        raise InputError(f"group is {group}, it must be one of {', '.join(map(str, GROUPS))}")
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise InputError("the model is quantised already; load it again to quantise it otherwise")
+    names = [name for name, module in model.backbone.named_modules() if isinstance(module, nn.Linear)]
+    heads = [head for head in model.heads.values() if isinstance(head, CategoricalHead)]
+    if not names and not heads:
+        raise InputError(f"this model has no large matrices to store in {weights}; leave weights as they are")
+    for name in names:
+        linear = model.backbone.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        model.backbone.set_submodule(name, PackedLinear(linear.weight, linear.bias, weights, group))
+    for head in heads:
+        head.replace_output(PackedLinear(head.weight[: head.vocab], None, weights, group))
+    return model.requires_grad_(False)
+
+
+def describe(model: AutoregressiveModel) -> str:
+    """One line: what is quantised and how it multiplies, what is float, and the bytes of it all."""
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    pieces = []
+    for kind in sorted({(layer.weights, layer.kernel) for layer in packed}):
+        layers = [layer for layer in packed if (layer.weights, layer.kernel) == kind]
+        n = sum(layer.in_features * layer.out_features for layer in layers)
+        bits = sum(layer.bits * layer.in_features * layer.out_features for layer in layers) / n
+        pieces.append(f"{kind[0]} by {kind[1]}: {len(layers)} matrices of {n / 1e6:.2f} M weights at {bits:.2f} bits")
+    pieces.append(f"float: {model.n_parameters / 1e6:.2f} M parameters")
+    n_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return f"{'; '.join(pieces)}; {n_bytes / 1e6:.1f} MB in all"
