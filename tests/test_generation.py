@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_modalities import Clip, Letters, Picture, hash_parameters, segment_of
+from tiny_modalities import Clip, Letters, Picture, hash_parameters, hash_symbols, segment_of
 
 from armm.backbones import Transformer
 from armm.errors import InputError
@@ -293,3 +293,60 @@ def test_prompts_and_plans_that_do_not_fit_the_layout_are_refused(letters: Autor
         generate(letters, n=1, plan=["letters"])
     with pytest.raises(InputError, match="outside"):
         list(generate(letters, n=1, prompts=[[text(99)]]))
+
+
+# ------------------------------------------------------------------ holes and guidance
+
+
+def test_holes_are_filled_and_the_rest_is_kept() -> None:
+    """Any fixed places of an image; with nothing fixed it is the sample itself."""
+    model = build(Picture(size=(4, 4)), layout=["picture"])
+    vocab = model.modalities["picture"].vocab
+    drawn = [s.symbols for s in generate(model, n=3, seed=6)]
+    unknown = [Segment("picture", torch.full((4, 4), vocab), None, (4, 1))]
+    assert [s.symbols for s in generate(model, [unknown], n=3, seed=6)] == drawn
+    symbols = torch.tensor(hash_symbols(16, vocab)).view(4, 4)
+    holes = torch.tensor([1, 0, 0, 1] * 4).view(4, 4).bool()
+    prompt = [Segment("picture", symbols.masked_fill(holes, vocab), None, (4, 1))]
+    found = list(generate(model, [prompt], n=4, seed=6))
+    for sample in found:
+        result = torch.tensor(sample.symbols).view(4, 4)
+        assert torch.equal(result[~holes], symbols[~holes]) and int(result.max()) < vocab
+        assert (sample.n_prompt, len(sample.log_probs)) == (0, 16)
+    assert len({tuple(s.symbols) for s in found}) == 4
+    with torch.no_grad():
+        nats = model.stream_log_prob(found[0].document)
+    torch.testing.assert_close(torch.tensor(found[0].log_probs), nats, rtol=1e-4, atol=1e-5)
+
+
+def test_holes_of_a_text_are_filled_and_it_goes_on(letters: AutoregressiveModel) -> None:
+    vocab = letters.modalities["letters"].vocab
+    prompt = [text(3, vocab, 2, vocab, 1)]
+    for sample in generate(letters, [prompt], n=4, seed=2, max_symbols=12):
+        found = sample.document[0].flat().tolist()
+        assert found[0] == 3 and found[2] == 2 and found[4] == 1 and max(found) < vocab
+
+
+def test_guidance_of_one_is_none_and_more_goes_further(free: AutoregressiveModel) -> None:
+    """The mixture is that of the paper, computed here from two states by hand."""
+    prompt = [text(1, 2, 3)]
+    plain = streams(generate(free, [prompt], n=3, seed=4, prompt_complete=True))
+    options: dict[str, Any] = {"prompt_complete": True, "without": [text(5)], "seed": 4}
+    assert streams(generate(free, [prompt], n=3, guidance=1.0, **options)) == plain
+    guided = list(generate(free, [prompt], n=3, guidance=2.5, **options))
+    assert streams(guided) != plain
+    for sample in guided:
+        state = free.state(2)
+        begins = [start(free, document, True).read for document in (prompt, [text(5)])]
+        logits = state.extend(begins)
+        for t, symbol in enumerate(sample.symbols[sample.n_prompt :], sample.n_prompt):
+            with_it, without = logits.log_softmax(-1)
+            mixed = (without + 2.5 * (with_it - without)).masked_fill(with_it == -INF, -INF)
+            noise = gumbel(4, torch.tensor([sample.index]), torch.tensor([t]), len(mixed))
+            assert int((mixed + noise[0]).argmax()) == symbol
+            logits = state.extend([[symbol], [symbol]])
+
+
+def test_twins_that_go_on_differently_are_refused(free: AutoregressiveModel) -> None:
+    with pytest.raises(InputError, match="goes on as the prompt does"):
+        generate(free, [[text(1)]], guidance=2.0)
