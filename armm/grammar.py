@@ -144,12 +144,7 @@ class Grammar:
         """Move a cursor over one symbol; returns whether that completed a unit of the backbone's sequence."""
         stage = cursor.stage
         if stage == Stage.PAYLOAD:
-            cursor.payload.append(symbol)
-            cursor.unit_length -= 1
-            if cursor.unit_length:
-                return False
-            self._end_unit(cursor)
-            return True
+            return self.push_payload(cursor, [symbol])
         if stage == Stage.DECISION:
             cursor.last = symbol > 0
             cursor.unit_length = symbol - 1 if symbol else self.modalities[cursor.modality].unit_symbols
@@ -172,6 +167,15 @@ class Grammar:
         else:
             self._begin(cursor, self.names[symbol - 1])
         self._stop_at_context(cursor)
+        return True
+
+    def push_payload(self, cursor: Cursor, symbols: Sequence[int]) -> bool:
+        """Move a cursor over payload symbols of its open unit, which has room for them; whether it is complete now."""
+        cursor.payload.extend(symbols)
+        cursor.unit_length -= len(symbols)
+        if cursor.unit_length:
+            return False
+        self._end_unit(cursor)
         return True
 
     def _begin(self, cursor: Cursor, name: str) -> None:

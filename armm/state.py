@@ -159,11 +159,14 @@ class State:
         if completed and slot.stage in (Stage.CONTROL, Stage.HEADER):
             self._waiting.setdefault(row, []).append(NewUnit(slot, [symbol], 0, ()))
         elif completed:
-            index = position - start
-            own = payload[index * grammar.modalities[slot.modality].unit_symbols :]
-            unit = NewUnit(Slot(Stage.PAYLOAD, slot.modality, 0), own, index, header)
-            self._waiting.setdefault(row, []).append(unit)
+            self._wait(row, slot, position - start, payload, header)
         return Synced(slot.modality, start, len(payload), position) if slot.stage == Stage.PAYLOAD else None
+
+    def _wait(self, row: int, slot: Slot, index: int, payload: list[int], header: tuple[int, ...]) -> None:
+        """A payload unit is complete and waits for the backbone."""
+        own = payload[index * self.grammar.modalities[slot.modality].unit_symbols :]
+        unit = NewUnit(Slot(Stage.PAYLOAD, slot.modality, 0), own, index, header)
+        self._waiting.setdefault(row, []).append(unit)
 
     def _follow(self, followed: dict[int, Synced]) -> None:
         """Let heads' states that stand right before the one new payload symbol of rows take it."""
@@ -313,6 +316,22 @@ class State:
         return drawn
 
     @torch.no_grad()
+    def fill_plain(
+        self, rows: Sequence[int], n: int, noise: Tensor | None, temperature: float
+    ) -> tuple[list[list[int]], Tensor] | None:
+        """`fill` by argmax(logits / temperature + noise) in compiled code, where there is such.
+
+        noise: (R, n, V), or None for none. Returns: what was written, and its (R, n, V) logits.
+        """
+        index = self._open(rows)
+        found = self._heads[self.cursors[rows[0]].modality].fill_plain(index, n, noise, temperature)
+        if found is None:
+            return None
+        drawn = found[0].tolist()
+        self._record(rows, drawn)
+        return drawn, found[1]
+
+    @torch.no_grad()
     def ahead(self, rows: Sequence[int], guesses: Tensor) -> Tensor:
         """(R, n, V) logits of the next symbols of open units, each given the (R, n) guesses before it.
 
@@ -338,8 +357,15 @@ class State:
     def _record(self, rows: Sequence[int], written: list[list[int]]) -> None:
         """Put symbols into the streams that the heads have already."""
         for row, symbols in zip(rows, written, strict=True):
-            for symbol in symbols:
-                self._synced[row] = self._push(row, symbol)
+            cursor = self.cursors[row]
+            slot, position, start, header, payload = (
+                cursor.slot(), cursor.position, cursor.start, cursor.header, cursor.payload
+            )  # fmt: skip
+            completed = self.grammar.push_payload(cursor, symbols)
+            self.streams[row].extend(symbols)
+            self._synced[row] = Synced(slot.modality, start, len(payload), position)
+            if completed:
+                self._wait(row, slot, position - start, payload, header)
 
     @torch.no_grad()
     def verify(self, guesses: Sequence[Sequence[int]]) -> list[list[Tensor]]:

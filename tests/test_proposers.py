@@ -135,14 +135,14 @@ def test_a_draft_of_another_vocabulary_is_refused(text: AutoregressiveModel) -> 
 
 def test_a_fixed_point_takes_few_passes(image: AutoregressiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most a pass for every place and one to see that nothing changes; fewer where places are nearly independent."""
-    monkeypatch.setattr(UnitPace, "worthwhile", lambda self: True)
+    monkeypatch.setattr(UnitPace, "choose", lambda self: setattr(self, "guessing", True))
     engines: list[Engine] = []
     original = Engine.run
     monkeypatch.setattr(Engine, "run", lambda engine: engines.append(engine) or original(engine))
     plain = {s.index: s.symbols for s in generate(image, n=4, seed=1)}
     found = {s.index: s.symbols for s in generate(image, n=4, seed=1, proposer=UnitAbove())}
     assert found == plain
-    passes = engines[-1].pace.passes
+    passes = engines[-1].units.pace.passes
     assert len(passes) == 6 and max(passes) <= 9 and min(passes) >= 1
 
 
@@ -173,11 +173,11 @@ def test_a_proposer_that_is_never_right_rests() -> None:
 def test_units_are_guessed_only_where_that_is_faster() -> None:
     pace = UnitPace()
     for way, seconds in ((True, 2.0), (False, 1.0)):
-        assert pace.worthwhile() is way
+        assert pace.choose() is way
         pace.seconds[way] = seconds
-    assert not pace.worthwhile()
+    assert not pace.choose()
     pace.seconds[True] = 0.5
-    assert pace.worthwhile()
+    assert pace.choose()
 
 
 # --------------------------------------------------------------------------- exactness

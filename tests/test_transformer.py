@@ -14,7 +14,7 @@ from tiny_modalities import Letters, hash_parameters, hash_symbols
 from torch import Tensor, nn
 
 from armm.backbones import Transformer, TransformerBackbone
-from armm.backbones.transformer import CACHE_STEP, TransformerState, attend
+from armm.backbones.transformer_state import CACHE_STEP, TransformerState, attend
 from armm.errors import InputError
 from armm.model import AutoregressiveModel
 

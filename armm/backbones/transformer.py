@@ -17,10 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from armm.backbones.backbone import Backbone, BackboneConfig, BackboneState
+from armm.backbones.transformer_state import TransformerState, attend
 from armm.errors import InputError
-from armm.exactness import at_least
-
-CACHE_STEP = 128  # key/value caches grow in multiples of this
 
 
 @dataclass(frozen=True)
@@ -113,26 +111,6 @@ class Transformer(BackboneConfig):
 
     def build(self) -> Backbone:
         return TransformerBackbone(self)
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, softcap: float | None, dropout: float
-) -> Tensor:
-    """Softmax attention.
-
-    (B, H, N, E) queries, (B, G, S, E) keys and values, (B or 1, 1, N, S) mask (bool, or added) -> (B, H, N, E).
-    """
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-        )
-    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 / softcap)
-    if causal:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return F.dropout(scores.softmax(-1), dropout) @ v
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -295,113 +273,3 @@ class TransformerBackbone(Backbone):
 
     def state(self, n_rows: int, min_rows: int = 1) -> BackboneState:
         return TransformerState(self, n_rows, min_rows)
-
-
-class TransformerState(BackboneState):
-    """Keys and values by position, each row at its own length.
-
-    Queries of a step attend to a whole number of `CACHE_STEP`s of cache, masked, so that their sums are in the same
-    order however long the cache is; those of a prompt are read together.
-    """
-
-    def __init__(self, backbone: TransformerBackbone, n_rows: int, min_rows: int = 1) -> None:
-        self.backbone, self.min_rows = backbone, min_rows
-        config = backbone.config
-        shape = (config.n_layers, 2, n_rows, config.kv_heads, CACHE_STEP, config.head_width)
-        self.cache = backbone.like.new_zeros(shape)
-        self.lengths = [0] * n_rows
-
-    def _reserve(self, length: int) -> None:
-        missing = length - self.cache.shape[4]
-        if missing > 0:  # doubling keeps the copying linear
-            grown = max(missing, self.cache.shape[4])
-            self.cache = F.pad(self.cache, (0, 0, 0, -(-grown // CACHE_STEP) * CACHE_STEP))
-
-    def extend(
-        self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int], stepwise: bool = False
-    ) -> Tensor:
-        backbone, config, (r, n, _) = self.backbone, self.backbone.config, x.shape
-        listed = rows.tolist()
-        before = [self.lengths[row] for row in listed]
-        longest = max(before) + n
-        self._reserve(longest)
-        stepwise = stepwise or n == 1
-        everyone = len(listed) == len(self.lengths) and listed == list(range(r))
-        together = everyone and n == 1 and min(before) == max(before)
-        positions = torch.tensor(before, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (R, N)
-        span = self._span(before, longest, stepwise)
-        causal = not stepwise and not any(before) and not config.window
-        mask = None if causal else self._mask(positions, span)
-        flat = at_least(positions.flatten(), self.min_rows)[:, None]  # (M, 1): every query is a row of its own
-        x = at_least(x.flatten(0, 1), self.min_rows)[:, None]
-        values = None if values is None else at_least(values.flatten(0, 1), self.min_rows)[:, None]
-        rotation = backbone.rotation(x, flat)
-        first = x = backbone.start(x, flat)
-        for layer, own in enumerate(backbone.split_values(values)):
-            block = backbone.blocks[layer]
-            assert isinstance(block, Block)
-            x = block.enter(x, first)
-            q, k, v = (t[: r * n, :, 0] for t in block.attention.project(block.attention_norm(x), own, rotation))
-            keys, stored = self.cache[layer]
-            if together:
-                keys[:, :, before[0]], stored[:, :, before[0]] = k, v
-            else:
-                keys[rows[:, None], :, positions] = k.unflatten(0, (r, n))
-                stored[rows[:, None], :, positions] = v.unflatten(0, (r, n))
-            keys, stored = keys[:, :, span], stored[:, :, span]
-            if not everyone:
-                keys, stored = keys[rows], stored[rows]
-            q = q.unflatten(0, (r, n))
-            attended = (self._attend_apart if stepwise else self._attend)(q, keys, stored, mask)
-            attended = at_least(attended.reshape(r * n, 1, config.width), self.min_rows)
-            x = block.finish(x, block.attention.out(attended))
-        for row, start, count in zip(listed, before, counts, strict=True):
-            self.lengths[row] = start + count
-        return backbone.norm(x)[: r * n].view(r, n, -1)
-
-    def _span(self, before: list[int], longest: int, stepwise: bool) -> slice:
-        """The cached positions that any query sees."""
-        if not stepwise:
-            return slice(max(min(before) + 1 - (self.backbone.config.window or longest), 0), longest)
-        oldest = 0
-        if self.backbone.config.window and self.min_rows == 1:  # where sums begin would depend on the other rows
-            oldest = max(min(before) + 1 - self.backbone.config.window, 0) // CACHE_STEP * CACHE_STEP
-        return slice(oldest, -(-longest // CACHE_STEP) * CACHE_STEP)
-
-    def _mask(self, positions: Tensor, span: slice) -> Tensor:
-        """(R, N) positions -> (R, 1, N, S), added to the scores: 0 where a query sees a key, -inf elsewhere."""
-        distance = positions[:, None, :, None] - torch.arange(span.start, span.stop, device=positions.device)
-        seen = distance >= 0
-        if self.backbone.config.window:
-            seen &= distance < self.backbone.config.window
-        return torch.zeros_like(distance, dtype=self.cache.dtype).masked_fill_(~seen, float("-inf"))
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """(R, N, H, E) queries, (R, G, S, E) keys and values -> (R, N, H, E), all queries of a row together."""
-        softcap = self.backbone.config.attention_softcap
-        return attend(q.transpose(1, 2), k, v, mask, mask is None, softcap, 0.0).transpose(1, 2)
-
-    def _attend_apart(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """The same, each query for itself, as if it were a row."""
-        if mask is None or q.shape[1] == 1:
-            return self._attend(q, k, v, mask)
-        rows = []
-        for own, keys, values, seen in zip(q, k, v, mask, strict=True):
-            n = len(own)
-            keys, values = keys.expand(n, *keys.shape), values.expand(n, *values.shape)
-            rows.append(self._attend(own[:, None], keys, values, seen.transpose(0, 1)[:, None])[:, 0])
-        return torch.stack(rows)
-
-    def truncate(self, lengths: list[int]) -> None:
-        self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
-
-    def gather_rows(self, index: Tensor) -> None:
-        self.cache = self.cache[:, :, index]
-        self.lengths = [self.lengths[i] for i in index.tolist()]
-
-    def copy_row(self, row: int, source: BackboneState, source_row: int) -> None:
-        assert isinstance(source, TransformerState)
-        length = source.lengths[source_row]
-        self._reserve(length)
-        self.cache[:, :, row, :, :length] = source.cache[:, :, source_row, :, :length]
-        self.lengths[row] = length

@@ -6,7 +6,7 @@ Axes: R rows, V the largest alphabet among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ NOISE_BLOCK = 1 << 16  # noise values computed at once, so that hashing costs li
 FEW = 8  # a block is not worth it where fewer than V / FEW symbols survive the filters
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Which symbol is drawn: of which sample, at which place of its stream; and the symbol, where it is given."""
 
     sample: int
@@ -34,17 +33,22 @@ class Drawer:
         self.seed, self.filters, self.device = seed, list(filters), device
         self.reads_rows = any(keep.reads_rows for keep in filters)
         self.greedy = any(isinstance(keep, Temperature) and keep.t == 0 for keep in filters)
+        # what all filters come down to, where that is dividing by a temperature
+        self.temperature: float | None = 1.0
+        for keep in filters:
+            self.temperature = (keep.t or 1.0) if isinstance(keep, Temperature) and len(filters) == 1 else None
         self._samples: list[int] = []
         self._first: list[int] = []
         self._block = torch.empty(0, 0, 0)
         self._used = 0
 
-    def noise(self, places: Sequence[Sequence[Place]], vocab: int) -> Tensor | None:
-        """(R, n, V) noise of n places of every row; none where everything is greedy."""
+    def noise(self, places: Sequence[Place], n: int, vocab: int) -> Tensor | None:
+        """(R, n, V) noise of n places of every row, from the given ones on; none where everything is greedy."""
         if self.greedy:
             return None
-        samples = torch.tensor([[place.sample for place in own] for own in places], device=self.device)
-        positions = torch.tensor([[place.position for place in own] for own in places], device=self.device)
+        first = torch.tensor([place.position for place in places], device=self.device)
+        positions = first[:, None] + torch.arange(n, device=self.device)
+        samples = torch.tensor([place.sample for place in places], device=self.device)[:, None].expand_as(positions)
         return gumbel(self.seed, samples, positions, vocab)
 
     def next_noise(self, places: Sequence[Place], vocab: int) -> Tensor | None:
@@ -72,14 +76,15 @@ class Drawer:
         """What would be drawn from another model's (1, V) logits, as far as filters go by logits alone."""
         for keep in self.filters:
             logits = logits if keep.reads_rows else keep(logits, [])
-        noise = self.noise([[place]], logits.shape[-1])
+        noise = self.noise([place], 1, logits.shape[-1])
         return int((logits if noise is None else logits + noise[0]).argmax())
 
     def draw(self, logits: Tensor, rows: Sequence[Row], places: Sequence[Place]) -> Tensor:
         """(R, V) logits -> (R,) symbols."""
         kept = self.filtered(logits, rows)
+        given = [place.given for place in places]
         if self.greedy:
-            return keep_given(kept.argmax(dim=-1), places)
+            return keep_given(kept.argmax(dim=-1), given)
         if self.filters and logits.shape[-1] > NOISE_BLOCK // FEW:
             n = int((kept > float("-inf")).sum(-1).max())
             if n < logits.shape[-1] // FEW:  # hash the survivors alone
@@ -87,17 +92,17 @@ class Drawer:
                 samples = torch.tensor([place.sample for place in places], device=self.device)
                 positions = torch.tensor([place.position for place in places], device=self.device)
                 chosen = (values + gumbel(self.seed, samples, positions, symbols)).argmax(dim=-1, keepdim=True)
-                return keep_given(symbols.gather(-1, chosen)[:, 0], places)
+                return keep_given(symbols.gather(-1, chosen)[:, 0], given)
         noise = self.next_noise(places, logits.shape[-1])
-        return keep_given((kept if noise is None else kept + noise).argmax(dim=-1), places)
+        return keep_given((kept if noise is None else kept + noise).argmax(dim=-1), given)
 
 
-def keep_given(symbols: Tensor, places: Sequence[Place]) -> Tensor:
-    """Symbols as drawn, or as given where they are."""
-    if all(place.given < 0 for place in places):
+def keep_given(symbols: Tensor, given: Sequence[int]) -> Tensor:
+    """(R,) symbols as drawn, or as given where that is not negative."""
+    if max(given, default=-1) < 0:
         return symbols
-    given = torch.tensor([place.given for place in places], device=symbols.device)
-    return torch.where(given < 0, symbols, given)
+    kept = torch.tensor(given, device=symbols.device)
+    return torch.where(kept < 0, symbols, kept)
 
 
 def guided(logits: Tensor, scale: float) -> Tensor:

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from armm.generation.draw import Drawer, Place, guided, keep_given
-from armm.generation.filters import Filter, Row
-from armm.generation.proposers import Pace, Proposer, UnitPace, View
+from armm.generation.draw import Drawer, guided
+from armm.generation.filters import Row
+from armm.generation.lane import Lane, Settings
+from armm.generation.proposers import View
 from armm.generation.requests import Start
 from armm.generation.stops import StopWatch
-from armm.grammar import Cursor, Stage
+from armm.generation.units import UnitDrawer
+from armm.grammar import Stage
 from armm.model import AutoregressiveModel
 from armm.state import State
 
@@ -57,53 +59,6 @@ class Guess(NamedTuple):
     row: Row
 
 
-@dataclass
-class Lane:
-    """A sample being drawn, in a row of the state.
-
-    Attributes:
-        began: segments closed, and symbols of the open one, where the prompt ended.
-        drawn: symbols so far, not the prompt's. nats: their log-probabilities.
-        ahead: logits of the next symbol, where a verification has left them.
-    """
-
-    prompt: int
-    index: int
-    start: Start
-    began: tuple[int, int]
-    watch: StopWatch | None
-    drawn: list[int] = field(default_factory=list)
-    nats: list[float] = field(default_factory=list)
-    stop: str = ""
-    ahead: Tensor | None = None
-    pace: Pace = field(default_factory=Pace)
-
-    @property
-    def length(self) -> int:
-        """Of its stream."""
-        return len(self.start.read) + len(self.drawn)
-
-    def place(self, ahead: int = 0) -> Place:
-        """Of the next symbol, or of one after it."""
-        position = self.length + ahead
-        return Place(self.index, position, self.start.given.get(position, -1))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a request asks for beside its prompts; `armm.generation.generate` documents each."""
-
-    seed: int = 0
-    filters: Sequence[Filter] = ()
-    forced: list[int] | None = None
-    max_symbols: int | None = None
-    batch_size: int = 16
-    proposer: Proposer | None = None
-    stops: Sequence[str] = ()
-    guidance: float | None = None
-    exact: bool = False
-
-
 class Engine:
     """Draws the samples of a queue in the rows of one state.
 
@@ -123,7 +78,7 @@ class Engine:
         self.queue = deque(queue)
         self.drawer = Drawer(settings.seed, settings.filters, model.begin.device)
         self.twins = settings.guidance is not None
-        self.pace = UnitPace()
+        self.units = UnitDrawer(model.grammar, self.drawer, settings)
         self.prompts: dict[int, State] = {}  # the one being sampled from: read once, whatever the number of samples
         n = min(settings.batch_size, len(self.queue))
         self.state = model.state(n * (1 + self.twins), settings.exact)
@@ -219,27 +174,21 @@ class Engine:
                 units.setdefault((cursor.modality, cursor.unit_length, n), []).append(row)
         appended = self._draw_one(single) if single else {}
         for (_, _, n), rows in units.items():
-            self._draw_unit(rows, n)
+            lanes = [self.lanes[row] for row in rows]
+            drawn, nats = self.units.draw(self.state, self._with_twins(rows), lanes, n)
+            for lane, symbols, own in zip(lanes, drawn, nats, strict=True):
+                lane.take(symbols, own)
         if appended:
             self._append(appended)
 
     def _with_twins(self, rows: Sequence[int]) -> list[int]:
         return [*rows, *(len(self.lanes) + row for row in rows)] if self.twins else list(rows)
 
-    def _rows(self, rows: Sequence[int], more: Sequence[Sequence[int]] = ()) -> list[Row]:
-        """What filters may know about rows of the state, `more` symbols on in their open units; none if none asks."""
+    def _rows(self, rows: Sequence[int]) -> list[Row]:
+        """What filters may know about rows of the state; none if none asks."""
         if not self.drawer.reads_rows:
             return []
-        added = more or [()] * len(rows)
-        pairs = zip(rows, added, strict=True)
-        return [Row.at(self.state.cursors[row], self.lanes[row].began, own) for row, own in pairs]
-
-    def _take(self, lane: Lane, symbol: int, nats: float) -> None:
-        """A sample gets a symbol."""
-        lane.drawn.append(symbol)
-        lane.nats.append(nats)
-        if lane.watch and lane.watch.push(symbol):
-            lane.stop = "stop"
+        return [Row.at(self.state.cursors[row], self.lanes[row].began) for row in rows]
 
     # ------------------------------------------------------- symbols one by one
 
@@ -257,7 +206,7 @@ class Engine:
         nats = logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0].tolist()
         for lane, symbol, own in zip(lanes, drawn.tolist(), nats, strict=True):
             lane.ahead = None
-            self._take(lane, symbol, own)
+            lane.take([symbol], [own])
         return {row: [symbol] for row, symbol in zip(rows, drawn.tolist(), strict=True)}
 
     def _force(self, rows: Sequence[int], logits: Tensor) -> Tensor:
@@ -296,7 +245,7 @@ class Engine:
             while right < len(own) and drawn[first + right] == own[right].symbol and not lane.stop:
                 if self.drawer.reads_rows and self._is_complete(own[right].row):
                     break
-                self._take(lane, own[right].symbol, float(nats[first + right, own[right].symbol]))
+                lane.take([own[right].symbol], [float(nats[first + right, own[right].symbol])])
                 right += 1
             lane.pace.record(len(own), right)
             lengths[row] = lane.length
@@ -317,8 +266,9 @@ class Engine:
         for symbol in symbols:
             grammar.push(scout, symbol)
         stream = [*self.state.streams[row], *symbols]
+        view = View(lane.prompt, lane.index, stream, scout.copy(), grammar, self.drawer)
         possible: list[Guess] = []
-        for symbol in proposer.propose(self._view(lane, stream, scout.copy()), n):
+        for symbol in proposer.propose(view, n):
             slot = scout.slot()
             open_segment = slot.stage in (Stage.DECISION, Stage.PAYLOAD) and self.state.reads_context_only(slot)
             if not open_segment or not 0 <= symbol < grammar.vocab(slot):
@@ -326,90 +276,3 @@ class Engine:
             possible.append(Guess(symbol, Row.at(scout, lane.began)))
             grammar.push(scout, symbol)
         return possible
-
-    def _view(self, lane: Lane, stream: Sequence[int], cursor: Cursor) -> View:
-        return View(lane.prompt, lane.index, stream, cursor, self.model.grammar, self.drawer)
-
-    # ---------------------------------------------------------- a unit at a time
-
-    def _draw_unit(self, rows: list[int], n: int) -> None:
-        """The next n symbols of rows that stand alike in their open units."""
-        proposer = self.settings.proposer
-        lanes = [self.lanes[row] for row in rows]
-        places = [[lane.place(k) for k in range(n)] for lane in lanes]
-        noise = self.drawer.noise(places, self.model.grammar.vocab(self.state.cursors[rows[0]].slot()))
-        first = None
-        if proposer is not None and not self.twins and not self.drawer.reads_rows:
-            first = self._first_guess(rows, n, proposer)
-        if first is None:
-            drawn, logits = self._fill(rows, n, places, noise)
-        else:
-            drawn, logits = self._settle(rows, first, places, noise)
-        self.pace.done(n)
-        nats = logits.log_softmax(-1).gather(-1, torch.tensor(drawn, device=logits.device)[..., None])[..., 0]
-        for lane, symbols, own in zip(lanes, drawn, nats.tolist(), strict=True):
-            for symbol, value in zip(symbols, own, strict=True):
-                if not lane.stop:
-                    self._take(lane, symbol, value)
-
-    def _fill(
-        self, rows: list[int], n: int, places: list[list[Place]], noise: Tensor | None
-    ) -> tuple[list[list[int]], Tensor]:
-        """One symbol after the other: (R, n) symbols and (R, n, V) logits."""
-        columns = noise.unbind(1) if noise is not None else [None] * n
-        fixed = any(place.given >= 0 for own in places for place in own)
-        written: list[list[int]] = [[] for _ in rows] if self.drawer.reads_rows else []
-        seen: list[Tensor] = []
-
-        def choose(logits: Tensor, i: int) -> Tensor:
-            if self.settings.guidance is not None:
-                logits = guided(logits, self.settings.guidance)
-            seen.append(logits)
-            if self.drawer.filters:
-                logits = self.drawer.filtered(logits, self._rows(rows, written))
-            own = columns[i]
-            symbols = (logits if own is None else logits + own).argmax(dim=-1)
-            if fixed:
-                symbols = keep_given(symbols, [own[i] for own in places])
-            for mine, symbol in zip(written, symbols.tolist() if written else (), strict=True):
-                mine.append(symbol)
-            return symbols.repeat(2) if self.twins else symbols
-
-        drawn = self.state.fill(self._with_twins(rows), n, choose)
-        return drawn[: len(rows)], torch.stack(seen, dim=1)
-
-    def _first_guess(self, rows: list[int], n: int, proposer: Proposer) -> Tensor | None:
-        """(R, n) guesses of a unit's symbols, where the head can be asked about guesses and asking pays."""
-        channels = self.model.modalities[self.state.cursors[rows[0]].modality].symbol_channels
-        cursor = self.state.cursors[rows[0]]
-        if not self.state.looks_ahead(rows[0]) or n % channels or len(cursor.payload) % channels:
-            return None
-        if not self.pace.worthwhile():
-            return None
-        grammar, guesses = self.model.grammar, []
-        for row in rows:
-            view = self._view(self.lanes[row], self.state.streams[row], self.state.cursors[row])
-            guesses.append((proposer.propose(view, n) + [0] * n)[:n])
-        return torch.tensor(guesses, device=self.state.device).clamp(0, grammar.vocab(cursor.slot()) - 1)
-
-    def _settle(
-        self, rows: list[int], guesses: Tensor, places: list[list[Place]], noise: Tensor | None
-    ) -> tuple[list[list[int]], Tensor]:
-        """All symbols at once, from guesses of those before them, until they are what was guessed.
-
-        The sample is the only such fixed point; after k calls at least its first k places are right (Wiggers &
-        Hoogeboom, arXiv:2002.09928).
-        """
-        n_passes = 0
-        while True:
-            logits = self.state.ahead(rows, guesses)
-            kept = self.drawer.filtered(logits.flatten(0, 1), []) if self.drawer.filters else logits.flatten(0, 1)
-            kept = kept if noise is None else kept + noise.flatten(0, 1)
-            drawn = keep_given(kept.argmax(dim=-1), [place for own in places for place in own]).view_as(guesses)
-            n_passes += 1
-            if torch.equal(drawn, guesses):
-                break
-            guesses = drawn
-        self.state.accept(rows, drawn)
-        self.pace.passes.append(n_passes)
-        return drawn.tolist(), logits

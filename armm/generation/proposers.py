@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from armm.errors import InputError
@@ -197,12 +198,20 @@ class UnitPace:
     """
 
     seconds: dict[bool, float] = field(default_factory=dict)
-    began: float = 0.0
     guessing: bool = True
     n_units: int = 0
     passes: list[int] = field(default_factory=list)  # of every unit that was guessed
 
-    def worthwhile(self) -> bool:
+    @contextmanager
+    def timed(self, n: int) -> Iterator[bool]:
+        """Take the time of a unit of n symbols; says whether it is to be guessed."""
+        self.choose()
+        began = time.perf_counter()
+        yield self.guessing
+        spent = (time.perf_counter() - began) / n
+        self.seconds[self.guessing] = 0.5 * (self.seconds.get(self.guessing, spent) + spent)
+
+    def choose(self) -> bool:
         """Whether the next unit is to be guessed."""
         self.n_units += 1
         missing = [way for way in (True, False) if way not in self.seconds]
@@ -212,11 +221,4 @@ class UnitPace:
             self.guessing = not self.guessing  # look again: what the sample is like has changed
         else:
             self.guessing = self.seconds[True] <= self.seconds[False]
-        self.began = time.perf_counter()
         return self.guessing
-
-    def done(self, n: int) -> None:
-        """A unit of n symbols is written."""
-        spent = (time.perf_counter() - self.began) / n
-        before = self.seconds.get(self.guessing, spent)
-        self.seconds[self.guessing] = 0.5 * (before + spent)

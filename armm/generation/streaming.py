@@ -51,6 +51,7 @@ def stream(
     guidance: float | None = None,
     without: Document | None = None,
     exact: bool = True,
+    fast: bool | None = None,
     batch_size: int = 16,
     samples: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[Piece | Sample]:
@@ -65,7 +66,7 @@ def stream(
     """
     job = job_of(
         model, prompts, n, seed, filters, proposer, stops, max_symbols, prompt_complete, plan, guidance, without, exact,
-        batch_size, samples,
+        fast, batch_size, samples,
     )  # fmt: skip
     return _pieces(job)
 

@@ -1,7 +1,7 @@
 """The causal convolution head, one place at a time, written for few operations: a step is bound by their number.
 
-All old taps of all layers are gathered at once and multiplied in one `baddbmm`, so that only the newest tap, the gate
-and the residual are left to do layer by layer, in buffers that are made once.
+All old taps of all layers are gathered at once, beside the place where each layer's own input will stand, so that a
+layer is one product for all its taps, the gate and the residual, in buffers that are made once.
 
 Axes: n stored rows, R rows of one call, L layers, M ring slots, k taps, W residual channels, P places of a unit, K its
 symbols, C channels of a place, Z conditioning channels, H features, V vocabulary, D width of the backbone.
@@ -9,6 +9,8 @@ symbols, C channels of a place, Z conditioning channels, H features, V vocabular
 
 from __future__ import annotations
 
+from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +22,7 @@ from armm.heads.head import Choose, HeadState
 
 if TYPE_CHECKING:
     from armm.heads.causal_conv import CausalConvHead
+    from armm.heads.fast import CompiledFill
 
 
 class ConvState(HeadState):
@@ -41,13 +44,14 @@ class ConvState(HeadState):
         # a power of two above the longest lag, with room for a unit that is looked ahead into and taken back
         self.size = 1 << (int(lags.max()) + self.unit.places).bit_length()
         slots = (torch.arange(self.size)[:, None, None] - lags) % self.size
-        self.taps = (slots * self.n_layers + torch.arange(self.n_layers)[:, None]).flatten(1).to(device)  # (M, L*(k-1))
+        self.ring = (slots * self.n_layers + torch.arange(self.n_layers)[:, None]).flatten(1).to(device)  # (M, L*(k-1))
         self.table = head.table().flatten(0, 1)  # (C * (V+1), W)
         self.channel_offset = torch.arange(self.unit.channels, device=device) * (self.unit.vocab + 1)
-        self.old_taps = head.gates[:, : (k - 1) * w].contiguous()
-        self.new_tap = head.gates[:, (k - 1) * w : k * w].contiguous().unbind(0)
+        self.weights = head.gates[:, : k * w].contiguous().unbind(0)  # (kW, 2W) of each layer, the newest tap last
         self.conditioning = head.gates[:, k * w :]  # (L, Z, 2W)
         self.residual = head.residual.unbind(0)
+        self.skip = [(layer.bias, layer.weight.T.contiguous()) for layer in head.skip]
+        self.read = head.distribution.reader()
         # what the rows remember
         self.history = torch.zeros(self.size, self.n_layers, n, w, device=device, dtype=dtype)
         self.bias = torch.zeros(self.n_layers, self.unit.places, n, 2 * w, device=device, dtype=dtype)
@@ -62,8 +66,11 @@ class ConvState(HeadState):
         self._make_buffers()
 
     def _make_buffers(self) -> None:
-        n, w = self.history.shape[2:]
+        (n, w), k = self.history.shape[2:], self.head.config.kernel
         self.open_unit[self.n_rows :] = 0  # rows that only keep products wide: any symbols inside the alphabet
+        taps = self.history.new_empty(self.n_layers, n, k, w)
+        self.old, self.new = taps[:, :, :-1], taps[:, :, -1]
+        self.taps_of, self.input_of = taps.flatten(2).unbind(0), self.new.unbind(0)
         self.sums = [self.history.new_empty(n, 2 * w) for _ in range(self.n_layers)]
         self.signals = [sums[:, :w] for sums in self.sums]
         self.openings = [sums[:, w:] for sums in self.sums]
@@ -175,7 +182,7 @@ class ConvState(HeadState):
             if not all(self.fresh):
                 self._step(at - at % self.unit.channels, self.clock[0])
                 self.fresh = [True] * self.n_rows
-            return self._read(at)[: self.n_rows]
+            return self._logits_at(at)[: self.n_rows]
         stale = [row for row in listed if not self.fresh[row]]
         if stale:
             self._step_apart(stale)
@@ -186,7 +193,7 @@ class ConvState(HeadState):
             chosen = self._widen(rows[group])
             at = torch.tensor([self.length[row] % self.unit.symbols for row in chosen.tolist()], device=rows.device)
             earlier = self.open_unit[chosen[:, None], at[:, None] - channel + torch.arange(channel, device=rows.device)]
-            out[group] = self.head.distribution.logits(self.features[chosen], earlier)[: len(group)]
+            out[group] = self.read(self.features[chosen], earlier)[: len(group)]
         return out
 
     def fill(self, rows: Tensor, n: int, choose: Choose) -> Tensor:
@@ -202,12 +209,35 @@ class ConvState(HeadState):
                 self._step(at, clock + at // channels)
             elif i == 0 and not fresh:
                 self._step(at - at % channels, clock + at // channels)
-            symbols = choose(self._read(at)[: self.n_rows], i)
+            symbols = choose(self._logits_at(at)[: self.n_rows], i)
             self.open_unit[: self.n_rows, at] = symbols
         self.length = [length + n for length in self.length]
         self.clock = [clock + (start + n) // channels] * self.n_rows
         self.fresh = [(start + n) % channels != 0] * self.n_rows
         return self.open_unit[: self.n_rows, start : start + n].clone()
+
+    def fill_plain(
+        self, rows: Tensor, n: int, noise: Tensor | None, temperature: float
+    ) -> tuple[Tensor, Tensor] | None:
+        if self._compiled_fill is None:
+            return None
+        self.history, self.bias = self.history.contiguous(), self.bias.contiguous()  # gathered rows are not
+        listed, channels = rows.tolist(), self.unit.channels
+        drawn, logits = self._compiled_fill(self, listed, n, noise, temperature)
+        for row in listed:
+            self.clock[row] += (self.length[row] + n) // channels - self.length[row] // channels
+            self.length[row] += n
+            self.fresh[row] = self.length[row] % channels != 0
+        return drawn, logits
+
+    @cached_property
+    def _compiled_fill(self) -> CompiledFill | None:
+        """The loop over symbols in compiled code; None without numba, and for heads that it does not know."""
+        if find_spec("numba") is None:
+            return None
+        from armm.heads.fast import compiled_fill
+
+        return compiled_fill(self)
 
     def _together(self, listed: list[int]) -> bool:
         """Whether these are all rows, all at the same place of their units and rings: no index tensors are needed."""
@@ -221,27 +251,35 @@ class ConvState(HeadState):
         missing = self.min_rows - len(x)
         return x if missing <= 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
 
-    def _read(self, at: int) -> Tensor:
+    def _logits_at(self, at: int) -> Tensor:
         """(n, V) logits of the symbol at a place of all rows' open units, whose features are fresh."""
-        earlier = self.open_unit[:, at - at % self.unit.channels : at]
-        return self.head.distribution.logits(self.features, earlier)
+        return self.read(self.features, self.open_unit[:, at - at % self.unit.channels : at])
 
     def _step(self, at: int, clock: int) -> None:
         """Compute the features of the open place, which begins at symbol `at`, of all rows at once."""
         channels, slot = self.unit.channels, clock % self.size
         previous = self.open_unit[:, at - channels : at] if at else self.before
-        x = self.table[previous[:, 0]] if channels == 1 else self.table[previous + self.channel_offset].sum(1)
-        taps = self.history.flatten(0, 1).index_select(0, self.taps[slot])  # (L * (k-1), n, W)
-        taps = taps.view(self.n_layers, -1, *x.shape).transpose(1, 2).flatten(2)
-        old = torch.baddbmm(self.bias[:, at // channels], taps, self.old_taps).unbind(0)
-        ring = self.history[slot].unbind(0)
-        ring[0].copy_(x)
-        for layer in range(self.n_layers):
-            torch.addmm(old[layer], ring[layer], self.new_tap[layer], out=self.sums[layer])
+        if channels == 1:
+            self.input_of[0].copy_(self.table.index_select(0, previous[:, 0]))
+        else:
+            torch.sum(self.table[previous + self.channel_offset], 1, out=self.input_of[0])
+        past = self.history.flatten(0, 1).index_select(0, self.ring[slot])  # (L * (k-1), n, W)
+        self.old.copy_(past.unflatten(0, (self.n_layers, -1)).transpose(1, 2))
+        bias = self.bias[:, at // channels].unbind(0)
+        for layer, weight in enumerate(self.weights):
+            torch.addmm(bias[layer], self.taps_of[layer], weight, out=self.sums[layer])
             torch.mul(self.signals[layer].tanh_(), self.openings[layer].sigmoid_(), out=self.gated_of[layer])
             if layer < self.n_layers - 1:
-                torch.addmm(ring[layer], self.gated_of[layer], self.residual[layer], out=ring[layer + 1])
-        self.features = self.head.features(self.gated)
+                inputs = self.input_of[layer]
+                torch.addmm(inputs, self.gated_of[layer], self.residual[layer], out=self.input_of[layer + 1])
+        self.history[slot] = self.new
+        self.features = self._features(self.gated)
+
+    def _features(self, gated: Tensor) -> Tensor:
+        """(M, L * W) gated outputs of all layers -> (M, H)."""
+        for bias, weight in self.skip:
+            gated = F.silu(torch.addmm(bias, gated, weight), inplace=True)
+        return gated
 
     def _step_apart(self, listed: list[int]) -> None:
         """The same for some rows, each at its own place."""
@@ -253,23 +291,29 @@ class ConvState(HeadState):
         channel = torch.arange(channels, device=rows.device)
         previous = self.open_unit[rows[:, None], (at[:, None] - channels + channel).clamp(min=0)]
         previous = torch.where((at > 0)[:, None], previous, self.before[rows])
-        x = self.table[previous + self.channel_offset].sum(1)  # (R, W)
-        slots = (clock[None, None] - self.lags[:, :, None]) % self.size  # (L, k-1, R)
-        layers = torch.arange(self.n_layers, device=rows.device)[:, None, None]
-        taps = rearrange(self.history[slots, layers, rows], "l k r w -> l r (k w)")
-        place = torch.div(at, channels, rounding_mode="floor")
-        old = torch.baddbmm(self.bias[:, place, rows], taps, self.old_taps)
-        inputs, gated = [x], []
-        for layer in range(self.n_layers):
-            signal, opening = torch.addmm(old[layer], x, self.new_tap[layer]).chunk(2, dim=-1)
+        bias = self.bias[:, torch.div(at, channels, rounding_mode="floor"), rows][:, None]  # (L, 1, R, 2W)
+        self.features[rows] = self._places(previous[:, None], clock[None], rows, bias)[0]
+        for row in listed:
+            self.fresh[row] = True
+
+    def _places(self, previous: Tensor, times: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+        """Features of p places of rows, each row at its own clock; the layers' inputs go into the ring.
+
+        (R, p, C) symbols before each place, (p, R) ring times, (R,) rows, (L, p, R, 2W) -> (p, R, H).
+        """
+        inputs = self.table[previous + self.channel_offset].sum(2)  # (R, p, W)
+        x = rearrange(inputs, "r p w -> (p r) w")
+        gated = []
+        for layer, weight in enumerate(self.weights):
+            self.history[times % self.size, layer, rows] = x.view(*times.shape, -1)
+            slots = (times[:, None] - self.lags[layer][:, None]) % self.size  # (p, k-1, R)
+            old = rearrange(self.history[slots, layer, rows], "p k r w -> (p r) (k w)")
+            sums = torch.addmm(bias[layer].flatten(0, 1), torch.cat([old, x], dim=1), weight)
+            signal, opening = sums.chunk(2, dim=-1)
             gated.append(torch.tanh(signal) * torch.sigmoid(opening))
             if layer < self.n_layers - 1:
                 x = torch.addmm(x, gated[-1], self.residual[layer])
-                inputs.append(x)
-        self.history[clock % self.size, :, rows] = torch.stack(inputs, dim=1)
-        self.features[rows] = self.head.features(torch.cat(gated, dim=-1))
-        for row in listed:
-            self.fresh[row] = True
+        return self._features(torch.cat(gated, dim=-1)).view(*times.shape, -1)
 
     # ------------------------------------------------------------------ many places
 
@@ -281,23 +325,13 @@ class ConvState(HeadState):
         wide, guessed = self._widen(rows), self._widen(guesses)
         clock = torch.tensor([self.clock[row] for row in wide.tolist()], device=rows.device)
         previous = self.open_unit[wide, at - channels : at] if at else self.before[wide]
-        inputs = torch.cat([previous, guessed[:, :-channels]], dim=1).unflatten(1, (-1, channels))
-        x = rearrange(self.table[inputs + self.channel_offset].sum(2), "r p w -> p r w")
+        previous = torch.cat([previous, guessed[:, :-channels]], dim=1).unflatten(1, (-1, channels))
         times = clock + torch.arange(n_places, device=rows.device)[:, None]  # (p, R)
-        gated = []
-        for layer in range(self.n_layers):
-            self.history[times % self.size, layer, wide] = x
-            slots = (times[:, None] - self.lags[layer][:, None]) % self.size  # (p, k-1, R)
-            taps = rearrange(self.history[slots, layer, wide], "p k r w -> (p r) (k w)")
-            bias = self.bias[layer][at // channels : at // channels + n_places, wide].flatten(0, 1)
-            old = torch.baddbmm(bias[None], taps[None], self.old_taps[layer][None])[0]
-            signal, opening = torch.addmm(old, x.flatten(0, 1), self.new_tap[layer]).chunk(2, dim=-1)
-            gated.append(torch.tanh(signal) * torch.sigmoid(opening))
-            if layer < self.n_layers - 1:
-                x = torch.addmm(x.flatten(0, 1), gated[-1], self.residual[layer]).view_as(x)
-        features = rearrange(self.head.features(torch.cat(gated, dim=-1)), "(p r) h -> r p h", p=n_places)
+        bias = self.bias[:, at // channels : at // channels + n_places, wide]
+        features = self._places(previous, times, wide, bias).transpose(0, 1)
         known = guessed.unflatten(1, (-1, channels))
-        logits = [self.head.distribution.logits(features, known[..., :c]) for c in range(channels)]
+        flat, known = features.flatten(0, 1), known.flatten(0, 1)
+        logits = torch.stack([self.read(flat, known[:, :c]) for c in range(channels)], dim=1)
         for row in listed:
             self.fresh[row] = False
-        return torch.stack(logits, dim=2).flatten(1, 2)[: len(rows)]
+        return logits.view(len(wide), -1, self.unit.vocab)[: len(rows)]

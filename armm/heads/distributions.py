@@ -8,6 +8,7 @@ Axes: * any leading axes, H features, C channels, V vocabulary, M mixture compon
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,10 @@ class Distribution(nn.Module, ABC):
     @abstractmethod
     def logits(self, features: Tensor, earlier: Tensor) -> Tensor:
         """(*, H) features and (*, c) earlier channels -> (*, V) float32 logits of channel c."""
+
+    def reader(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`logits` of (M, H) features for stepping, with whatever can be prepared once."""
+        return self.logits
 
     @abstractmethod
     def log_prob(self, features: Tensor, symbols: Tensor) -> Tensor:
@@ -108,6 +113,12 @@ class SoftmaxDistribution(Distribution):
                 features = features + self.earlier[channel, j][earlier[..., j]]
             features = F.relu(features)
         return cap(self.out[channel](features), self.softcap)
+
+    def reader(self) -> Callable[[Tensor, Tensor], Tensor]:
+        if len(self.out) > 1:
+            return self.logits
+        bias, weight = self.out[0].bias, self.out[0].weight.T.contiguous()
+        return lambda features, earlier: cap(torch.addmm(bias, features, weight), self.softcap)
 
     def log_prob(self, features: Tensor, symbols: Tensor) -> Tensor:
         channels = []

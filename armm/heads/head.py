@@ -136,6 +136,20 @@ class HeadState(ABC):
             self.extend(rows, drawn[-1])
         return torch.stack(drawn, dim=1)
 
+    def fill_plain(
+        self, rows: Tensor, n: int, noise: Tensor | None, temperature: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """`fill` in compiled code, each symbol argmax(logits / temperature + noise).
+
+        Args:
+            rows: (R,), no one twice.
+            noise: (R, n, V) float32; none for argmax(logits), whatever the temperature.
+
+        Returns: (R, n) int64 symbols and the (R, n, V) float32 logits that they were drawn from, the same whatever
+        other rows there are; None where there is no such code, and nothing was written.
+        """
+        return None
+
     def ahead(self, rows: Tensor, guesses: Tensor) -> Tensor:
         """Logits of each of the next symbols of open units, given the guesses before it; nothing is written.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from armm.generation import Filter, FixedPoint, Temperature, TopK, TopP, draw
 from armm.generation.engine import Engine, Finished
 from armm.generation.filters import Row
+from armm.generation.units import UnitDrawer
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
 from armm.state import State
@@ -146,13 +147,13 @@ def test_guesses_that_are_taken_unseen_are_caught(monkeypatch: pytest.MonkeyPatc
     """One pass of the fixed point is right about its first place only."""
     model = CASES["image rows"].model()
 
-    def one_pass(engine: Engine, rows: Any, guesses: Tensor, places: Any, noise: Tensor) -> Any:
-        logits = engine.state.ahead(rows, guesses)
+    def one_pass(units: UnitDrawer, state: State, rows: Any, guesses: Tensor, given: Any, noise: Tensor) -> Any:
+        logits = state.ahead(rows, guesses)
         drawn = (logits + noise).argmax(-1)
-        engine.state.accept(rows, drawn)
+        state.accept(rows, drawn)
         return drawn.tolist(), logits
 
-    monkeypatch.setattr(Engine, "_settle", one_pass)
+    monkeypatch.setattr(UnitDrawer, "_settle", one_pass)
     with pytest.raises(LawBroken, match=r"^same seed, same sample: .* guessed by FixedPoint"):
         check_same_sample(model, max_symbols=20, proposers=[FixedPoint()])
 
