@@ -5,6 +5,7 @@ A bundle is written beside its place and moved there whole, so there is never ha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,13 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from armm.backbones import BackboneConfig
-from armm.errors import InputError
+from armm.errors import InputError, nearest
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
 from armm.spec import from_spec, to_spec
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+PRECISIONS = ("float", "int8", "int4")
 
 
 def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] | None = None) -> Path:
@@ -31,8 +33,12 @@ def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] |
     Args:
         about: anything JSON-able to keep beside the model, such as its recipe and scores.
 
-    Raises InputError: the folder cannot be written, or holds something that is not a bundle.
+    Raises InputError: the folder cannot be written, or holds something that is not a bundle; the model is quantised.
     """
+    from armm.quantization import PackedLinear  # what loads a bundle in float needs none of it
+
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise InputError("a quantised model cannot be saved; save the float model, and load it with weights='int8'")
     folder = Path(folder).resolve()  # a link stays, what it points to is replaced
     if folder.exists() and not _may_replace(folder):
         raise InputError(f"{folder} holds files that are no bundle's; choose another folder or empty it")
@@ -126,11 +132,33 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load(place: str | Path, device: str = "cpu") -> AutoregressiveModel:
+def content_hash(folder: str | Path) -> str:
+    """16 hexadecimal digits of a SHA-256 over the names and contents of a bundle's files.
+
+    Raises InputError: a file cannot be read.
+    """
+    total = hashlib.sha256()
+    folder = Path(folder)
+    try:
+        for path in sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name):
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(os.fsencode(path.name) + f"\0{digest}\n".encode())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}; check the bundle") from error
+    return total.hexdigest()[:16]
+
+
+def load(place: str | Path, device: str = "cpu", weights: str = "float") -> AutoregressiveModel:
     """The model of a bundle, in evaluation mode.
 
-    Raises InputError: there is no bundle, or it is damaged or of another format.
+    Args:
+        weights: `float` as stored, or `int8` or `int4` to quantise the large matrices: for generation and scores only.
+
+    Raises InputError: there is no bundle, or it is damaged or of another format; weights that it cannot have.
     """
+    if weights not in PRECISIONS:
+        raise InputError(f"weights is {weights!r}, expected {', '.join(PRECISIONS)}{nearest(weights, PRECISIONS)}")
     folder = find(place)
     config = read_config(folder)
     try:
@@ -148,10 +176,16 @@ def load(place: str | Path, device: str = "cpu") -> AutoregressiveModel:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} does not hold this model's weights: {reason}; copy the bundle again") from error
     try:
-        return model.to(device).eval()
+        model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         reason = str(error).splitlines()[0]
         raise InputError(f"there is no device {device!r} here ({reason}); leave it out to run on the CPU") from error
+    if weights == "float":
+        return model
+    from armm.quantization import quantise  # only those who ask for it wait for it
+
+    assert weights in ("int8", "int4")
+    return quantise(model, weights).eval()
 
 
 def _build(folder: Path, config: dict[str, Any]) -> AutoregressiveModel:

@@ -1,4 +1,4 @@
-"""The command line: `armm train | generate | score | list | check-modality | demo`.
+"""The command line: `armm train | generate | reproduce | score | bench | list | check-modality | demo`.
 
 A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit code 130.
 """
@@ -31,8 +31,20 @@ def generate(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def reproduce(arguments: list[str]) -> int:
+    from armm.commands.reproduce import run
+
+    return run(arguments)
+
+
 def score(arguments: list[str]) -> int:
     from armm.commands.score import run
+
+    return run(arguments)
+
+
+def bench(arguments: list[str]) -> int:
+    from armm.commands.bench import run
 
     return run(arguments)
 
@@ -58,7 +70,9 @@ def demo(arguments: list[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "train a recipe: armm train image/digits --trainer.max_steps 500"),
     "generate": (generate, "sample from a trained model: armm generate RUN --n 16 --out samples/"),
+    "reproduce": (reproduce, "make a sample again from what its file says, and compare: armm reproduce FILE"),
     "score": (score, "bits of files under a model: armm score RUN FILE..."),
+    "bench": (bench, "how fast a model samples on this machine: armm bench RUN"),
     "list": (list_, "modalities, recipes and runs"),
     "check-modality": (check_modality, "run the library's laws on a modality: armm check-modality my_pkg.MyModality"),
     "demo": (demo, "train and sample text, images and audio in minutes, and write a report"),

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peers import contest, llama, llama_gguf, machine, naive, wavenet
+from peers import contest, llama, llama_gguf, naive, wavenet
 from peers.contest import Contender, Contest, Setting
 
 from armm.backbones import BackboneConfig, NoBackbone, Transformer
+from armm.commands import machine
 from armm.errors import InputError
+from armm.exactness import rows_needed
 from armm.generation import Filter, NGram, Sample, Temperature, generate
 from armm.heads import CausalConv, LogisticMixture
 from armm.heads.causal_conv import CausalConvHead
@@ -60,6 +62,13 @@ class Request:
     fast: bool | None = None
     proposer: NGram | None = None
 
+    @property
+    def packed(self) -> bool:
+        """Whether exactness costs nothing: products of packed matrices do not depend on the number of rows."""
+        return rows_needed(self.model.backbone) == 1 and all(
+            rows_needed(head) == 1 for head in self.model.heads.values()
+        )
+
     def draw(self, exact: bool | None = None, n_symbols: int | None = None) -> list[Sample]:
         """The samples, all side by side, in the order of their prompts and numbers."""
         prompts = [[self.model.modalities["text"].encode(prompt)] for prompt in self.prompts]
@@ -70,7 +79,7 @@ class Request:
             filters=self.filters,
             max_symbols=n_symbols or self.n_symbols,
             batch_size=len(prompts) or self.n,
-            exact=exact,
+            exact=self.packed if exact is None else exact,
             fast=self.fast,
             proposer=self.proposer,
         )

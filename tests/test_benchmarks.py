@@ -256,7 +256,7 @@ def test_setting_reaches_the_works(contest: Any, clock: Clock) -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark is Linux's")
 def test_peak_memory_is_that_of_the_run() -> None:
     """Not that of what ran before in the same process."""
-    machine = importlib.import_module("peers.machine")
+    machine = importlib.import_module("armm.commands.machine")
     cpu = torch.device("cpu")
     large = machine.peak_memory(lambda: bytes(b"x" * (128 << 20)), cpu)
     small = machine.peak_memory(lambda: None, cpu)

@@ -420,3 +420,32 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load(GREY, b"", tmp_path)
     with refused(tmp_path.name, "folder"):
         GREY.load(tmp_path)
+
+
+# ---------------------------------------------------------------------- parts unknown
+
+
+@pytest.mark.parametrize("block", [None, (1, 1), (2, 2)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_unknown_pixels_are_outside_the_alphabet(channels: Any, block: tuple[int, int] | None) -> None:
+    """In the order of `encode`, all channels of a pixel alike, and nothing else changes."""
+    image = Image(size=(4, 6), channels=channels, levels=8, block=block)
+    given = noise(4, 6, *([3] if channels == 3 else []), levels=8)
+    keep = np.random.default_rng(1).random((4, 6)) < 0.5
+    places = np.stack([keep] * 3, axis=-1) if channels == 3 else keep
+    known = image.encode(places.astype(np.uint8)).symbols == 1
+    masked, whole = image.encode_masked(given, keep), image.encode(given)
+    assert torch.equal(masked.symbols, torch.where(known, whole.symbols, image.vocab)) and masked.header == whole.header
+    assert 0 < int(known.sum()) < known.numel()
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    image, given = Image(size=(4, 6), levels=8), noise(4, 6, levels=8)
+    with refused("mask is 4x5", "image 4x6"):
+        image.encode_masked(given, np.ones((4, 5), dtype=bool))
+    with refused("mask is 4x6x1", "image 4x6"):
+        image.encode_masked(given, np.ones((4, 6, 1), dtype=bool))
+    with refused("bool"):
+        image.encode_masked(given, np.ones((4, 6)))
+    with refused("3x6", "4x6"):
+        image.encode_masked(given[:3], np.ones((3, 6), dtype=bool))

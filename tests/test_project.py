@@ -19,7 +19,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 OPTIONAL = (
     "jsonargparse",
     "lightning",
+    "llguidance",
     "matplotlib",
+    "numba",
     "PIL",
     "pytorch_lightning",
     "sklearn",

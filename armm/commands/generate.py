@@ -1,152 +1,367 @@
-"""`armm generate RUN`: sample documents and write them as files."""
+"""`armm generate RUN`: sample documents and write them as files, each with where it came from."""
 
 from __future__ import annotations
 
-import os
+import argparse
+import platform
+import re
 import sys
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
+from itertools import islice, takewhile
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from armm import bundle
+from armm.commands import origin as origins
 from armm.commands.options import OptionParser
-from armm.commands.prompting import parse_prompts
+from armm.commands.origin import Machine, Model, Origin, Versions, write_whole, write_with_origin
+from armm.commands.prompting import Given, Prompt, parse_given, parse_lines, read, sha256
+from armm.commands.request import Request, add_filter_options, parse_proposer, parse_request
 from armm.errors import InputError
-from armm.generation import Filter, Sample, Temperature, TopK, TopP, generate
-from armm.generation.requests import ends_by_itself
+from armm.generation import Proposer, Sample
+from armm.generation.engine import Drawn
+from armm.generation.sampling import job_of
 from armm.model import AutoregressiveModel
+from armm.sequence import Document
 
 DEFAULT_LENGTH = 1000  # symbols, for models whose documents have no end of their own
+BAR = 24  # characters
+EVERY = 0.2  # seconds
 
 
 def parser() -> OptionParser:
     p = OptionParser("generate", "Sample from a trained model.")
     p.add_argument("run", help="a run folder, its model/, or a bundle")
-    p.add_argument("--n", type=int, default=1, help="how many samples (default 1)")
-    p.add_argument(
-        "--seed", type=int, default=0, help="with the number of a sample, all that it depends on (default 0)"
-    )
-    p.add_argument("--temperature", type=float, default=1.0, help="0 is greedy, 1 samples the model (default 1)")
-    p.add_argument("--top-k", type=int, help="keep the k most probable symbols")
-    p.add_argument("--top-p", type=float, help="keep the fewest symbols with this probability in all")
-    p.add_argument(
+    p.add_argument("--n", type=int, default=1, help="samples of each prompt (default 1)")
+    p.add_argument("--seed", type=int, default=0, help="with a sample's number, all that it depends on (default 0)")
+    p.add_argument("--out", type=Path, default=Path("samples"), help="folder for the files (default samples/)")
+    g = p.add_argument_group("what it begins with")
+    g.add_argument(
         "--prompt",
         action="append",
         default=[],
         metavar="[NAME=]VALUE",
-        help="what a sample begins with: a text, a label, the file of an image's top rows or of a clip's first "
-        "seconds; NAME where the model has several modalities; repeat for several segments",
+        help="a text, a label, the file of an image's top rows or of a clip's first seconds; NAME where the model has "
+        "several modalities; repeat for several segments",
     )
-    p.add_argument("--prompt-complete", action="store_true", help="the last prompt is whole; something else follows it")
-    p.add_argument("--plan", help="the modalities of a free document in order, such as text,image")
-    p.add_argument(
-        "--max-symbols", type=int, help=f"at most so many new symbols (default {DEFAULT_LENGTH} where needed)"
+    g.add_argument("--prompts", type=Path, metavar="FILE", help="one text prompt a line, each after what --prompt says")
+    g.add_argument("--mask", type=Path, metavar="PNG", help="sample the pixels of the prompt that are black in it")
+    g.add_argument("--prompt-complete", action="store_true", help="the last prompt is whole; something else follows it")
+    add_filter_options(p)
+    g = p.add_argument_group("where it ends")
+    g.add_argument(
+        "--max-symbols", type=int, metavar="N", help=f"at most N new symbols (default {DEFAULT_LENGTH} where needed)"
     )
-    p.add_argument(
-        "--batch-size", type=int, default=16, help="samples side by side; changes the speed only (default 16)"
-    )
-    p.add_argument("--out", type=Path, default=Path("samples"), help="folder for the files (default samples/)")
-    p.add_argument("--device", default="cpu", help="where to run, such as cuda (default cpu)")
+    g.add_argument("--stop", action="append", default=[], metavar="STRING", help="end a text before it; repeatable")
+    g.add_argument("--plan", metavar="NAMES", help="the modalities of a free document in order, such as text,image")
+    g = p.add_argument_group("how it is computed")
+    g.add_argument("--weights", default="float", help="float, int8 or int4 (default float)")
+    g.add_argument("--approximate", action="store_true", help="faster; the batch may change a sample's last bits")
+    g.add_argument("--batch-size", type=int, default=16, metavar="N", help="samples side by side (default 16)")
+    g.add_argument("--proposer", metavar="WHO", help="guesses ahead: ngram, draft:RUN, fixed-point, unit-above or hold")
+    g.add_argument("--device", default="cpu", help="where to run, such as cuda (default cpu)")
     return p
 
 
 def run(arguments: list[str]) -> int:
     """Run `armm generate`.
 
-    Raises InputError: whatever is not right about the model, the prompt or the options.
+    Raises InputError: whatever is not right about the model, the prompts or the options, or no memory is left.
     """
     options = parser().parse_args(arguments)
-    filters: list[Filter] = [Temperature(options.temperature)]
-    if options.top_k is not None:
-        filters.append(TopK(options.top_k))
-    if options.top_p is not None:
-        filters.append(TopP(options.top_p))
+    if options.n < 1:
+        raise InputError(f"--n is {options.n}, ask for at least 1 sample")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; name a folder")
-    model = bundle.load(options.run, options.device)
-    prompt = parse_prompts(model, options.prompt, "--prompt", open_end=not options.prompt_complete)
-    limit = options.max_symbols
-    if limit is None and not ends_by_itself(model):
-        limit = DEFAULT_LENGTH
-    samples = generate(
-        model,
-        [prompt],
-        n=options.n,
-        prompt_complete=options.prompt_complete,
-        plan=options.plan.split(",") if options.plan is not None else None,
-        seed=options.seed,
-        filters=filters,
-        max_symbols=limit,
-        batch_size=options.batch_size,
-    )
-    began, kept, n_symbols = time.perf_counter(), [], 0
-    try:
-        for sample in samples:
-            write(model, sample, options.out, options.seed)
-            kept.append(sample)
-            n_symbols += len(sample.log_probs)
-            if sys.stderr.isatty():
-                print(f"\r{len(kept)} of {options.n}", end="", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        print(f"\n{len(kept)} of {options.n} samples are in {options.out}")
-        raise
-    seconds = time.perf_counter() - began
-    if sys.stderr.isatty():
-        print("\r", end="", file=sys.stderr)
-    show(model, kept, options.out)
-    rate = n_symbols / max(seconds, 1e-9)
-    print(f"{len(kept)} samples, {n_symbols:,} symbols in {seconds:.1f} s ({rate:,.0f} a second), in {options.out}")
+    if options.mask is not None and (options.prompts is not None or not options.prompt):
+        raise InputError("--mask says which pixels of an image are kept; give the image with --prompt, not --prompts")
+    place = bundle.find(options.run)
+    model = bundle.load(place, options.device, options.weights)
+    request = parse_request(model, options, DEFAULT_LENGTH)
+    prompts, names = read_prompts(model, options)
+    documents = [read_prompt(model, own, request, name) for own, name in zip(prompts, names, strict=True)]
+    made_by = Model(str(place), bundle.content_hash(place))
+    origin = Origin(options.seed, 0, 0, prompts[0], request, made_by, this_machine(model))
+    proposer = parse_proposer(model, options.proposer, options.device)
+    samples = Collection(model, options.out, origin, prompts, options.prompts is not None, options.n)
+    samples.make(documents, proposer, options.batch_size)
+    samples.report()
     return 0
 
 
-def write(model: AutoregressiveModel, sample: Sample, folder: Path, seed: int) -> list[Path]:
-    """One file for every segment of a sample that a file can hold.
+def read_prompts(model: AutoregressiveModel, options: argparse.Namespace) -> tuple[list[Prompt], list[str]]:
+    """What samples begin with, and what that is called in messages."""
+    given = parse_given(model, options.prompt, "--prompt")
+    if options.prompts is None:
+        mask = None if options.mask is None else Given("", str(options.mask), sha256(options.mask))
+        return [Prompt(given, mask)], ["--prompt"]
+    lines = parse_lines(model, options.prompts)
+    names = [f"--prompts {options.prompts} line {number}:" for number in range(1, len(lines) + 1)]
+    return [Prompt((*given, line)) for line in lines], names
+
+
+def this_machine(model: AutoregressiveModel) -> Machine:
+    versions = Versions(version("armm"), torch.__version__, platform.python_version())
+    return Machine(versions, str(model.begin.device), torch.get_num_threads())
+
+
+def read_prompt(model: AutoregressiveModel, prompt: Prompt, request: Request, option: str) -> Document:
+    return read(model, prompt, option, open_end=not request.prompt_complete)
+
+
+def draw(
+    model: AutoregressiveModel,
+    documents: Sequence[Document],
+    request: Request,
+    seed: int,
+    samples: Sequence[tuple[int, int]],
+    proposer: Proposer | None = None,
+    batch_size: int = 1,
+) -> Iterator[Drawn | Sample]:
+    """Samples, as (prompt, index), as they finish, and the symbols that they get on the way.
+
+    Raises InputError: whatever does not fit the model or each other.
+    """
+    without = Prompt(request.without)
+    return job_of(
+        model,
+        documents,
+        n=1,
+        seed=seed,
+        filters=request.filters(model),
+        proposer=proposer,
+        stops=request.stop,
+        max_symbols=request.max_symbols,
+        prompt_complete=request.prompt_complete,
+        plan=request.plan,
+        guidance=request.guidance,
+        without=read_prompt(model, without, request, "--without") if without.given else None,
+        exact=request.exact,
+        fast=None,
+        batch_size=batch_size,
+        samples=samples,
+    ).run()
+
+
+# -------------------------------------------------------------------- the samples
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sample that is in files: its raw data by modality, and whether it was there before."""
+
+    raws: list[tuple[str, Any]]
+    n_symbols: int
+    exact: bool
+    kept: bool = False
+
+
+@dataclass
+class Collection:
+    """The samples that one command asks for: kept where they are there, made where they are not.
+
+    Attributes:
+        origin: of all of them, but for the number of prompt and sample.
+        numbered: whether names of files carry the prompt's number.
+        n: samples of each prompt.
+        present: names of the files that are there, in order.
+        made: the samples that are in files, by prompt and index.
+    """
+
+    model: AutoregressiveModel
+    folder: Path
+    origin: Origin
+    prompts: list[Prompt]
+    numbered: bool
+    n: int
+    present: list[str] = field(default_factory=list)
+    made: dict[tuple[int, int], Made] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def make(self, documents: Sequence[Document], proposer: Proposer | None, batch_size: int) -> None:
+        """Write the samples that are missing, each as it finishes.
+
+        Raises InputError: something does not fit, a file cannot be written, or no memory is left.
+        """
+        wanted = [(prompt, index) for prompt in range(len(self.prompts)) for index in range(self.n)]
+        self.present = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        for key in wanted:
+            if (kept := self._kept(*key)) is not None:
+                self.made[key] = kept
+        missing = [key for key in wanted if key not in self.made]
+        if not missing:
+            return
+        request, seed = self.origin.request, self.origin.seed
+        events = draw(self.model, documents, request, seed, missing, proposer, batch_size)
+        began, progress = time.perf_counter(), Progress(len(missing))
+        try:
+            with enough_memory(lambda: f"{len(self.made)} of {len(wanted)} samples are in {self.folder}"):
+                for event in events:
+                    if isinstance(event, Drawn):
+                        progress.symbols(len(event.symbols))
+                    else:
+                        self._write(event)
+                        progress.sample()
+        except KeyboardInterrupt:
+            state = f"{len(self.made)} of {len(wanted)} samples are in {self.folder}"
+            print(f"\n{state}; the same command makes the others")
+            raise
+        finally:
+            progress.clear()
+            self.seconds = time.perf_counter() - began
+
+    def report(self) -> None:
+        """Show what can be shown, and how long it took."""
+        done = [self.made[key] for key in sorted(self.made)]
+        show(self.model, [raw for own in done for raw in own.raws], self.folder)
+        kept = sum(own.kept for own in done)
+        n_symbols = sum(own.n_symbols for own in done)
+        rate = n_symbols / max(self.seconds, 1e-9)
+        counts = "1 sample" if len(done) == 1 else f"{len(done)} samples"
+        counts += f" (kept {kept}, made {len(done) - kept})" if kept else ""
+        print(
+            f"{counts}, {n_symbols:,} symbols in {self.seconds:.1f} s ({rate:,.0f} a second), "
+            f"{'exact' if all(own.exact for own in done) else 'approximate'}, in {self.folder}"
+        )
+
+    def _write(self, sample: Sample) -> None:
+        key = sample.prompt, sample.index
+        origin = replace(self._origin(*key), exact=sample.exact, stop=sample.stop)
+        shown = write(self.model, sample, self.folder, self._stem(*key), origin)
+        self.made[key] = Made(shown, len(sample.log_probs), sample.exact)
+
+    def _origin(self, prompt: int, index: int) -> Origin:
+        return replace(self.origin, prompt_number=prompt, index=index, prompt=self.prompts[prompt])
+
+    def _stem(self, prompt: int, index: int) -> str:
+        """How the names of a sample's files begin."""
+        middle = f"{prompt:04d}-" if self.numbered else ""
+        return f"{self.origin.seed}-{middle}{index:04d}"
+
+    def _kept(self, prompt: int, index: int) -> Made | None:
+        """A sample that is there already, all its files from the same origin."""
+        stem, wanted = self._stem(prompt, index), self._origin(prompt, index)
+        own = re.compile(re.escape(stem) + r"(-\d+-\w+)?\.\w+")
+        first = bisect_left(self.present, stem)
+        for name in takewhile(lambda name: name.startswith(stem), islice(self.present, first, None)):
+            found = same(self.folder / name, wanted) if own.fullmatch(name) else None
+            if found is None or not found.files or not all(own.fullmatch(other) for other in found.files):
+                continue
+            files = [self.folder / other for other in found.files]
+            if all(path.is_file() and same(path, wanted) for path in files):
+                return Made([raw for path in files for raw in self._load(path)], 0, found.exact, kept=True)
+        return None
+
+    def _load(self, path: Path) -> list[tuple[str, Any]]:
+        """What a kept file shows; nothing where its modality cannot read it."""
+        found = same(path, None)
+        if found is None or found.modality not in self.model.modalities:
+            return []
+        modality = self.model.modalities[found.modality]
+        if not path.stat().st_size and modality.symbol_bytes() is not None:
+            return [(found.modality, "")]  # which no one but a model means to write
+        try:
+            return [(found.modality, modality.load(path))]
+        except InputError:  # a label, or a clip without samples
+            return []
+
+
+def same(path: Path, wanted: Origin | None) -> Origin | None:
+    """Where a file came from, if that is the sample that is wanted."""
+    try:
+        found = origins.read(path)
+    except InputError:  # damaged: it is made anew
+        return None
+    return found if found is not None and (wanted is None or found.same_sample(wanted)) else None
+
+
+def write(model: AutoregressiveModel, sample: Sample, folder: Path, stem: str, origin: Origin) -> list[tuple[str, Any]]:
+    """One file for every segment of a sample that a file can hold; what they show, by modality.
 
     Raises InputError: the files cannot be written.
     """
-    written = []
-    several = sum(model.modalities[segment.modality].suffixes != () for segment in sample.document) > 1
-    for number, segment in enumerate(sample.document):
+    parts = list(zip(sample.document, sample.decoded, strict=True))
+    several = sum(model.modalities[segment.modality].suffixes != () for segment, _ in parts) > 1
+    paths: dict[int, Path] = {}
+    for number, (segment, _) in enumerate(parts):
         modality = model.modalities[segment.modality]
-        if len(sample.document) > 1 and not modality.suffixes:
+        if len(parts) > 1 and not modality.suffixes:
             continue  # a label beside an image has no file of its own
         middle = f"-{number}-{segment.modality}" if several else ""
-        path = folder / f"{seed}-{sample.index:04d}{middle}{modality.suffix}"
-        raw = modality.decode(segment)
-        write_whole(path, partial(modality.save, raw))
-        written.append(path)
-    return written
+        paths[number] = folder / f"{stem}{middle}{modality.suffix}"
+    files = tuple(path.name for path in paths.values())
+    for number, path in paths.items():
+        segment, raw = parts[number]
+        modality = model.modalities[segment.modality]
+        own = replace(origin, segment=number, modality=segment.modality, files=files)
+        write_with_origin(path, partial(modality.save, raw), own)
+    return [(segment.modality, raw) for segment, raw in parts if model.modalities[segment.modality].suffixes]
 
 
-def write_whole(path: Path, save: Callable[[Path], None]) -> None:
-    """Let `save` write a file beside its place and move it there, so that there is never half of one.
-
-    Raises InputError: it cannot be written.
-    """
-    beside = path.with_name(f".{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save(beside)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: how libsndfile says it
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be written: {reason}; check the place and its space") from error
-
-
-def show(model: AutoregressiveModel, samples: list[Sample], folder: Path) -> None:
+def show(model: AutoregressiveModel, shown: Sequence[tuple[str, Any]], folder: Path) -> None:
     """Print generated text; lay generated images out in one picture."""
     for name, modality in model.modalities.items():
-        segments = [segment for sample in samples for segment in sample.document if segment.modality == name]
-        if not segments or not modality.suffixes:
+        raws = [raw for key, raw in shown if key == name]
+        if not raws:
             continue
-        preview = modality.preview([modality.decode(segment) for segment in segments])
+        preview = modality.preview(raws)
         if preview.kind == "text":
             print(preview.data)
-        elif preview.kind == "image" and len(segments) > 1:
+        elif preview.kind == "image" and len(raws) > 1:
             from PIL import Image
 
             write_whole(folder / f"{name}-grid.png", Image.fromarray(preview.data).save)
+
+
+# ------------------------------------------------------------ memory and patience
+
+
+@contextmanager
+def enough_memory(state: Callable[[], str]) -> Iterator[None]:
+    """Raises InputError: memory runs out inside; `state` says what is there."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("DefaultCPUAllocator", "out of memory", "not enough memory")
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+            raise
+        raise InputError(f"out of memory; {state()}; lower --batch-size or --max-symbols") from error
+
+
+class Progress:
+    """A line on a terminal: how many samples of how many, and how fast."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.n_samples, self.n_symbols = n, 0, 0
+        self.on_terminal, self.began, self.shown = sys.stderr.isatty(), time.perf_counter(), 0.0
+
+    def symbols(self, n: int) -> None:
+        """Some were drawn."""
+        self.n_symbols += n
+        if self.on_terminal and time.perf_counter() - self.shown > EVERY:
+            self._show()
+
+    def sample(self) -> None:
+        """One is finished."""
+        self.n_samples += 1
+        if self.on_terminal:
+            self._show()
+
+    def clear(self) -> None:
+        if self.on_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _show(self) -> None:
+        self.shown = time.perf_counter()
+        bar = "=" * (BAR * self.n_samples // self.n)
+        rate = self.n_symbols / max(self.shown - self.began, 1e-9)
+        line = f"[{bar:<{BAR}}] {self.n_samples} of {self.n} samples, {rate:,.0f} symbols/s"
+        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """Generation: sampling, written once on `State`."""
 
+from armm.generation.constraints import JsonSchema, Lark, Regex
 from armm.generation.filters import (
     Allowed,
     Banned,
@@ -27,12 +28,15 @@ __all__ = [
     "FixedPoint",
     "FrequencyPenalty",
     "Hold",
+    "JsonSchema",
+    "Lark",
     "LogitBias",
     "MinP",
     "NGram",
     "Piece",
     "PresencePenalty",
     "Proposer",
+    "Regex",
     "RepetitionPenalty",
     "Sample",
     "Temperature",

@@ -43,18 +43,16 @@ def start(model: AutoregressiveModel, prompt: Document, complete: bool = False) 
         known = ", ".join(grammar.layout or grammar.names)
         raise InputError(f"the prompt is {', '.join(names)}, the model's documents are {known}; begin with these")
     last, modality = prompt[-1], grammar.modalities[prompt[-1].modality]
-    stream = grammar.flatten(prompt, open_end=not complete)
-    stream = stream[:-1] if complete and grammar.layout is None else stream  # without the symbol that ends a document
-    holes = find_holes(grammar, stream)
     if not complete and modality.ended and modality.max_units is not None and last.n_units >= modality.max_units:
         raise InputError(
             f"the prompt has {last.n_units} units of {names[-1]!r} and no more fit; shorten it, or call it complete"
         )
-    n_units = grammar.n_units(prompt)
-    if grammar.context is not None and (n_units > grammar.context or (n_units == grammar.context and not holes)):
-        raise InputError(
-            f"the prompt has {n_units} units, the model's context is {grammar.context}; shorten the prompt"
-        )
+    stream = grammar.flatten(prompt, open_end=not complete)
+    stream = stream[:-1] if complete and grammar.layout is None else stream  # without the symbol that ends a document
+    n_units, context = grammar.n_units(prompt), grammar.context
+    holes = find_holes(grammar, stream) if context is None or n_units <= context else []
+    if context is not None and n_units >= context and not holes:
+        raise InputError(f"the prompt has {n_units} units, the model's context is {context}; shorten the prompt")
     if not holes:
         return Start(stream)
     unknown = set(holes)

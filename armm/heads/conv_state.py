@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from armm.heads.head import Choose, HeadState
 
@@ -50,7 +50,7 @@ class ConvState(HeadState):
         self.weights = head.gates[:, : k * w].contiguous().unbind(0)  # (kW, 2W) of each layer, the newest tap last
         self.conditioning = head.gates[:, k * w :]  # (L, Z, 2W)
         self.residual = head.residual.unbind(0)
-        self.skip = [(layer.bias, layer.weight.T.contiguous()) for layer in head.skip]
+        self.skip = [(layer.bias, layer.weight.T.contiguous()) for layer in head.skip if isinstance(layer, nn.Linear)]
         self.read = head.distribution.reader()
         # what the rows remember
         self.history = torch.zeros(self.size, self.n_layers, n, w, device=device, dtype=dtype)
@@ -221,7 +221,7 @@ class ConvState(HeadState):
     ) -> tuple[Tensor, Tensor] | None:
         if self._compiled_fill is None:
             return None
-        self.history, self.bias = self.history.contiguous(), self.bias.contiguous()  # gathered rows are not
+        self.history, self.bias = self.history.contiguous(), self.bias.contiguous()  # written in place
         listed, channels = rows.tolist(), self.unit.channels
         drawn, logits = self._compiled_fill(self, listed, n, noise, temperature)
         for row in listed:

@@ -117,7 +117,9 @@ class SoftmaxDistribution(Distribution):
     def reader(self) -> Callable[[Tensor, Tensor], Tensor]:
         if len(self.out) > 1:
             return self.logits
-        bias, weight = self.out[0].bias, self.out[0].weight.T.contiguous()
+        (layer,) = self.out
+        assert isinstance(layer, nn.Linear)
+        bias, weight = layer.bias, layer.weight.T.contiguous()
         return lambda features, earlier: cap(torch.addmm(bias, features, weight), self.softcap)
 
     def log_prob(self, features: Tensor, symbols: Tensor) -> Tensor:

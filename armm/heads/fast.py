@@ -1,113 +1,29 @@
-"""The causal convolution head's inner loop, compiled by numba: what `ConvState.fill` does, without an operator per step.
+"""The causal convolution head in compiled code: its weights as the loop reads them, and rows shared out to threads.
 
 A step of a small head is bound by the number of its operators; compiled, by reading the weights. Rows take their steps
-side by side, a few weights for all of them at a time, so that more rows read the weights no more often. Each row's
-arithmetic is its own and in a fixed order, so its results are the same, bit for bit, whatever rows stand beside it and
-however many threads there are: the compiler may fuse a product and a sum, and reorder nothing.
+side by side, a few weights for all of them at a time, so that more rows read the weights no more often.
 
-Axes: R rows, n symbols of a call, N stored rows, L layers, M ring slots, k taps, W residual channels, P places of a
-unit, K its symbols, C channels of a place, H features, S skip layers, V vocabulary, I inputs and O outputs of a product,
-m mixture components.
+Axes: R rows, n symbols of a call, V vocabulary, W residual channels, I inputs and O outputs of a layer.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 
 from armm.heads.distributions import Distribution, LogisticMixtureDistribution, SoftmaxDistribution
+from armm.heads.fast_loop import Lanes, Memory, Network, Readout, fill_lanes
 
 if TYPE_CHECKING:
     from armm.heads.conv_state import ConvState
 
 SIDE_BY_SIDE = 8  # rows; what they sum up stays in the fastest cache
-
-# nothing that reorders sums: a row's results must not depend on how a loop over rows was compiled
-inner = njit(error_model="numpy", fastmath={"contract"})
-# where these are not inlined, the loops around them are not made of vectors
-scalar = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
-
-
-def kept(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled by the first call on a machine, and kept on disk where there is a place to write to."""
-    try:
-        return njit(function, error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
-    except RuntimeError:  # numba finds no such place
-        return njit(function, error_model="numpy", fastmath={"contract"}, nogil=True)
-
-
-ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
-LOG2_E, LN_2 = np.float32(1.44269504), (np.float32(0.693359375), np.float32(-2.12194440e-4))  # ln(2) in two parts
-ROUND = np.float32(1.5 * 2**23)  # added to a small number: rounds it
-ROUND_BITS = ROUND.view(np.int32)
-EXP = tuple(np.float32(c) for c in (1.98756915e-4, 1.39819995e-3, 8.33345191e-3, 4.16657959e-2, 0.166666655, 0.5, 1, 1))
-ARTANH = tuple(np.float32(1 / c) for c in (15, 13, 11, 9, 7, 5, 3, 1))
-
-
-class Network(NamedTuple):
-    """The convolutions, every matrix (inputs, outputs): the weights of an input follow each other."""
-
-    table: np.ndarray  # (C * (V + 1), W)
-    lags: np.ndarray  # (L, k - 1) int64
-    taps: np.ndarray  # (L, k * W, 2W), oldest first
-    residual: np.ndarray  # (L, W, W)
-    skip: np.ndarray  # (L, W, H)
-    hidden: np.ndarray  # (S - 1, H, H)
-    skip_bias: np.ndarray  # (S, H)
-
-
-class Readout(NamedTuple):
-    """From features to logits: a softmax, or a mixture of logistics where `n_components` is not 0."""
-
-    enter: np.ndarray  # (C, H, H); empty for one channel
-    enter_bias: np.ndarray  # (C, H)
-    earlier: np.ndarray  # (C, C, V, H)
-    out: np.ndarray  # (C, H, V); (1, H, O) for a mixture
-    out_bias: np.ndarray  # (C, V); (1, O)
-    softcap: float  # 0 for none
-    n_components: int
-
-
-class Memory(NamedTuple):
-    """What a `ConvState` remembers, read and written in place."""
-
-    history: np.ndarray  # (M, L, N, W)
-    bias: np.ndarray  # (L, P, N, 2W)
-    features: np.ndarray  # (N, H)
-    open_unit: np.ndarray  # (N, K) int64
-    before: np.ndarray  # (N, C) int64
-
-
-class Lanes(NamedTuple):
-    """The rows that take their steps side by side, all at the same channel of a place. int64."""
-
-    which: np.ndarray  # (R,) place among the rows of the call
-    row: np.ndarray  # (R,) in memory
-    clock: np.ndarray  # (R,) ring time of the open place
-    start: np.ndarray  # (R,) symbols known of the open unit
-
-
-class Scratch(NamedTuple):
-    """What a step works on."""
-
-    x: np.ndarray  # (R, W)
-    taps: np.ndarray  # (R, k * W)
-    sums: np.ndarray  # (R, 2W)
-    gated: np.ndarray  # (R, W)
-    features: np.ndarray  # (R, H)
-    hidden: np.ndarray  # (R, H)
-    out: np.ndarray  # (R, O)
-    masses: np.ndarray  # (m + 1, V)
-
-
-# ------------------------------------------------------------------- weights and rows
+KNOWN = {nn.Linear, nn.ModuleList, SoftmaxDistribution, LogisticMixtureDistribution}
 
 
 class CompiledFill:
@@ -121,9 +37,9 @@ class CompiledFill:
         self, state: ConvState, rows: list[int], n: int, noise: Tensor | None, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Draw the next n symbols of rows, as `HeadState.fill_plain` has it, into all of the state but its clocks."""
-        memory = Memory(
-            *(_array(x) for x in (state.history, state.bias, state.features, state.open_unit, state.before))
-        )
+        remembered = (state.history, state.bias, state.features, state.open_unit, state.before)
+        assert all(x.is_contiguous() for x in remembered), "written in place"
+        memory = Memory(*(_array(x) for x in remembered))
         drawn = np.empty((len(rows), n), dtype=np.int64)
         logits = np.empty((len(rows), n, state.unit.vocab), dtype=np.float32)
         added = logits[:0] if noise is None else _array(noise)
@@ -131,11 +47,12 @@ class CompiledFill:
         def run(lanes: Lanes) -> None:
             fill_lanes(self.network, self.readout, memory, lanes, added, float(temperature), drawn, logits)
 
-        parts = _side_by_side(state, rows)
-        if len(parts) == 1:
-            run(parts[0])
+        parts, n_threads = _side_by_side(state, rows), torch.get_num_threads()
+        if len(parts) == 1 or n_threads == 1:
+            for lanes in parts:
+                run(lanes)
         else:
-            self._threads = self._threads or ThreadPoolExecutor(torch.get_num_threads())
+            self._threads = self._threads or ThreadPoolExecutor(n_threads)
             list(self._threads.map(run, parts))  # raises what a thread has raised
         return torch.from_numpy(drawn), torch.from_numpy(logits)
 
@@ -154,358 +71,52 @@ def _side_by_side(state: ConvState, rows: list[int]) -> list[Lanes]:
 
 
 def compiled_fill(state: ConvState) -> CompiledFill | None:
-    """The loop for a state's head; None where there is none for its device, its precision or one of its layers."""
-    head = state.head
+    """The loop for a state's head; None where there is none for its device, its precision or its distribution."""
+    head, distribution = state.head, state.head.distribution
     floats = [state.history, state.table, *head.parameters()]
     if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in floats):
         return None
-    readout, skip = _readout(head.distribution), _linear(head.skip)
-    if readout is None or skip is None:
+    if any(type(module) not in KNOWN for module in distribution.modules()):
         return None
-    (first, *hidden), bias = skip
+    first, *hidden = head.skip
+    assert isinstance(first, nn.Linear)
     w = head.config.channels
     network = Network(
         table=_array(state.table),
         lags=_array(state.lags),
         taps=_array(head.gates[:, : head.config.kernel * w]),
         residual=_array(head.residual),
-        skip=_array(first.unflatten(0, (-1, w))),
-        hidden=_array(torch.stack(hidden) if hidden else first.new_zeros(0, 0, 0)),
-        skip_bias=_array(bias),
+        skip=_array(first.weight.T.unflatten(0, (-1, w))),
+        hidden=_weights(hidden),
+        skip_bias=_biases(head.skip),
     )
-    return CompiledFill(network, readout)
+    return CompiledFill(network, _readout(distribution))
 
 
-def _readout(distribution: Distribution) -> Readout | None:
-    enter, enter_bias = [torch.zeros(0, 0)], torch.zeros(0, 0)  # what one channel and mixtures have not
-    earlier, softcap, n_components = torch.zeros(0, 0, 0, 0), 0.0, 0
-    if type(distribution) is SoftmaxDistribution:
-        layers, softcap = _linear(distribution.out), distribution.softcap or 0.0
-        if len(distribution.out) > 1:
-            entries, earlier = _linear(distribution.enter), distribution.earlier
-            if entries is None:
-                return None
-            enter, enter_bias = entries
-    elif type(distribution) is LogisticMixtureDistribution:
-        layers, n_components = _linear([distribution.out]), distribution.n_components
-    else:
-        return None
-    if layers is None:
-        return None
-    out, out_bias = layers
+def _readout(distribution: Distribution) -> Readout:
+    out, enter, earlier, softcap, n_components = [], [], torch.zeros(0, 0, 0, 0), None, 0
+    if isinstance(distribution, LogisticMixtureDistribution):
+        out, n_components = [distribution.out], distribution.n_components
+    elif isinstance(distribution, SoftmaxDistribution):
+        out, softcap = list(distribution.out), distribution.softcap
+        if len(out) > 1:
+            enter, earlier = list(distribution.enter), distribution.earlier
     return Readout(
-        _array(torch.stack(enter)), _array(enter_bias), _array(earlier),
-        _array(torch.stack(out)), _array(out_bias), softcap, n_components,
-    )  # fmt: skip
+        _weights(enter), _biases(enter), _array(earlier), _weights(out), _biases(out), softcap or 0.0, n_components
+    )
 
 
-def _linear(layers: Iterable[nn.Module]) -> tuple[list[Tensor], Tensor] | None:
-    """Linear layers' weights, each (I, O), and their biases as one; None where a layer is something else."""
-    weights, biases = [], []
-    for layer in layers:
-        if type(layer) is not nn.Linear:
-            return None
-        weights.append(layer.weight.T)
-        biases.append(layer.bias)
-    return weights, torch.stack(biases)
+def _weights(layers: Iterable[nn.Module]) -> np.ndarray:
+    """(layers, I, O)."""
+    weights = [layer.weight.T for layer in layers if isinstance(layer, nn.Linear)]
+    return _array(torch.stack(weights) if weights else torch.zeros(0, 0, 0))
+
+
+def _biases(layers: Iterable[nn.Module]) -> np.ndarray:
+    """(layers, O)."""
+    biases: list[Tensor] = [layer.bias for layer in layers if isinstance(layer, nn.Linear)]
+    return _array(torch.stack(biases) if biases else torch.zeros(0, 0))
 
 
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
-
-
-# ------------------------------------------------------------------------ the loop
-
-
-@kept
-def fill_lanes(
-    network: Network, readout: Readout, memory: Memory, lanes: Lanes, noise: np.ndarray, temperature: float,
-    drawn: np.ndarray, logits: np.ndarray,
-) -> None:  # fmt: skip
-    """Draw the next n symbols of some rows; `noise`, `drawn` and `logits` are those of all rows of the call."""
-    n_rows, channels, n_values = len(lanes.row), memory.before.shape[1], logits.shape[2]
-    w, n_features = network.residual.shape[1], network.skip.shape[2]
-    scratch = Scratch(
-        np.empty((n_rows, w), np.float32),
-        np.empty((n_rows, network.taps.shape[1]), np.float32),
-        np.empty((n_rows, 2 * w), np.float32),
-        np.empty((n_rows, w), np.float32),
-        np.empty((n_rows, n_features), np.float32),
-        np.empty((n_rows, n_features), np.float32),
-        np.empty((n_rows, readout.out.shape[2]), np.float32),
-        np.empty((readout.n_components + 1, n_values), np.float32),
-    )
-    for i in range(drawn.shape[1]):
-        channel = (lanes.start[0] + i) % channels
-        if i == 0 or channel == 0:
-            step(network, memory, lanes, scratch, i)
-        if readout.n_components:
-            read_mixture(readout, memory, lanes, scratch, i, channel, logits)
-        else:
-            read_softmax(readout, memory, lanes, scratch, i, channel, logits)
-        for r in range(n_rows):
-            which, scores = lanes.which[r], scratch.masses[0]
-            copy(scores, logits[which, i])
-            if noise.size:
-                for v in range(n_values):
-                    scores[v] = scores[v] / np.float32(temperature) + noise[which, i, v]
-            symbol = first_highest(scores)
-            memory.open_unit[lanes.row[r], lanes.start[r] + i] = symbol
-            drawn[which, i] = symbol
-    for r in range(n_rows):
-        copy(memory.features[lanes.row[r]], scratch.features[r])
-
-
-@inner
-def step(network: Network, memory: Memory, lanes: Lanes, scratch: Scratch, i: int) -> None:
-    """Rows' open places, i symbols on: their features, and the layers' inputs for the ring."""
-    x, taps, sums, gated, features = scratch.x, scratch.taps, scratch.sums, scratch.gated, scratch.features
-    n_layers, n_old, w = network.lags.shape[0], network.lags.shape[1], x.shape[1]
-    channels, mask = memory.before.shape[1], len(memory.history) - 1  # the ring's size is a power of two
-    for r in range(len(lanes.row)):
-        embed(network, memory, lanes.row[r], (lanes.start[r] + i) // channels, x[r])
-        copy(features[r], network.skip_bias[0])
-    for layer in range(n_layers):
-        for r in range(len(lanes.row)):
-            row, place = lanes.row[r], (lanes.start[r] + i) // channels
-            clock = lanes.clock[r] + place - lanes.start[r] // channels
-            copy(memory.history[clock & mask, layer, row], x[r])
-            for tap in range(n_old):
-                slot = (clock - network.lags[layer, tap]) & mask
-                copy(taps[r, tap * w :], memory.history[slot, layer, row])
-            copy(taps[r, n_old * w :], x[r])
-            copy(sums[r], memory.bias[layer, place, row])
-        add_product(sums, taps, network.taps[layer])
-        for r in range(len(lanes.row)):
-            for j in range(w):
-                gated[r, j] = tanh(sums[r, j]) * sigmoid(sums[r, w + j])
-        add_product(features, gated, network.skip[layer])
-        if layer < n_layers - 1:
-            add_product(x, gated, network.residual[layer])
-    silu(features)
-    for number in range(len(network.hidden)):
-        for r in range(len(lanes.row)):
-            copy(scratch.hidden[r], features[r])
-            copy(features[r], network.skip_bias[1 + number])
-        add_product(features, scratch.hidden, network.hidden[number])
-        silu(features)
-
-
-@inner
-def embed(network: Network, memory: Memory, row: int, place: int, x: np.ndarray) -> None:
-    """What the symbols of the place before say, as the (W,) input of the first layer."""
-    channels = memory.before.shape[1]
-    n_values = len(network.table) // channels
-    for j in range(len(x)):
-        x[j] = ZERO
-    for c in range(channels):
-        symbol = memory.open_unit[row, (place - 1) * channels + c] if place else memory.before[row, c]
-        own = network.table[c * n_values + symbol]
-        for j in range(len(x)):
-            x[j] += own[j]
-
-
-@inner
-def read_softmax(
-    readout: Readout, memory: Memory, lanes: Lanes, scratch: Scratch, i: int, channel: int, logits: np.ndarray
-) -> None:
-    """Logits of a channel of rows' open places, i symbols on."""
-    hidden, out, cap = scratch.features, scratch.out, np.float32(readout.softcap)
-    if readout.enter.size:
-        hidden = scratch.hidden
-        for r in range(len(lanes.row)):
-            copy(hidden[r], readout.enter_bias[channel])
-        add_product(hidden, scratch.features, readout.enter[channel])
-        for r in range(len(lanes.row)):
-            first = lanes.start[r] + i - channel
-            for c in range(channel):
-                own = readout.earlier[channel, c, memory.open_unit[lanes.row[r], first + c]]
-                for j in range(len(own)):
-                    hidden[r, j] += own[j]
-            for j in range(hidden.shape[1]):
-                hidden[r, j] = max(hidden[r, j], ZERO)
-    for r in range(len(lanes.row)):
-        copy(out[r], readout.out_bias[channel])
-    add_product(out, hidden, readout.out[channel])
-    for r in range(len(lanes.row)):
-        own = logits[lanes.which[r], i]
-        for v in range(len(own)):
-            own[v] = out[r, v] if cap == ZERO else cap * tanh(out[r, v] / cap)
-
-
-@inner
-def read_mixture(
-    readout: Readout, memory: Memory, lanes: Lanes, scratch: Scratch, i: int, channel: int, logits: np.ndarray
-) -> None:
-    """The same of a mixture of logistics, as `LogisticMixtureDistribution` has it."""
-    n, channels, last = readout.n_components, memory.before.shape[1], logits.shape[2] - 1
-    masses = scratch.masses
-    for r in range(len(lanes.row)):
-        copy(scratch.out[r], readout.out_bias[0])
-    add_product(scratch.out, scratch.features, readout.out[0])
-    for r in range(len(lanes.row)):
-        first = lanes.start[r] + i - channel
-        levels = memory.open_unit[lanes.row[r], first : first + channel]
-        parameters = scratch.out[r].reshape(-1, n)  # weights, C means, C log-scales, C (C - 1) / 2 couplings
-        norm = log_sum(parameters[0])
-        for m in range(n):
-            joint = parameters[0, m] - norm
-            for c in range(channel + 1):
-                mean = parameters[1 + c, m]
-                for j in range(c):
-                    coupling = parameters[1 + 2 * channels + c * (c - 1) // 2 + j, m]
-                    mean += tanh(coupling) * centre(levels[j], last)
-                mean = min(max(mean, np.float32(-10)), np.float32(10))
-                log_scale = min(max(parameters[1 + channels + c, m], np.float32(-7)), np.float32(7))
-                precision = np.float32(math.exp(-log_scale))
-                log_width = np.float32(math.log(-math.expm1(np.float32(-2 / last) * precision)))
-                if c < channel:
-                    joint += log_mass(mean, precision, log_width, levels[c], last)
-            log_masses(masses[m], mean, precision, log_width, joint)
-        log_mixture(logits[lanes.which[r], i], masses)
-
-
-# ------------------------------------------------------------------------ arithmetic
-
-
-@inner
-def copy(out: np.ndarray, x: np.ndarray) -> None:
-    """Put (I,) numbers at the beginning of others; an assignment to a slice takes numba a second to compile."""
-    for i in range(len(x)):
-        out[i] = x[i]
-
-
-@inner
-def add_product(out: np.ndarray, x: np.ndarray, weights: np.ndarray) -> None:
-    """(R, O) out += (R, I) x @ (I, O) weights, four inputs at a time."""
-    n_in, n_out = weights.shape
-    fours = n_in - n_in % 4
-    for i in range(0, fours, 4):
-        for r in range(len(x)):
-            a, b, c, d = x[r, i], x[r, i + 1], x[r, i + 2], x[r, i + 3]
-            for o in range(n_out):
-                pair = a * weights[i, o] + b * weights[i + 1, o]
-                out[r, o] += pair + (c * weights[i + 2, o] + d * weights[i + 3, o])
-    for i in range(fours, n_in):
-        for r in range(len(x)):
-            for o in range(n_out):
-                out[r, o] += x[r, i] * weights[i, o]
-
-
-@scalar
-def exp(x: np.float32) -> np.float32:
-    """exp of a float32 up to 88, relative error 1e-7; unlike a library's, the compiler makes vectors of it.
-
-    2^n e^r with r in ±ln(2) / 2 and the polynomial of Cephes' expf (netlib.org/cephes).
-    """
-    x = max(x, np.float32(-87))
-    shifted = x * LOG2_E + ROUND  # the lowest bits of its mantissa are n
-    n = shifted - ROUND
-    r = x - n * LN_2[0] - n * LN_2[1]
-    series = EXP[0]
-    for coefficient in EXP[1:]:
-        series = series * r + coefficient
-    power = np.int32((np.float32(shifted).view(np.int32) - ROUND_BITS + np.int32(127)) << np.int32(23))
-    return series * np.int32(power).view(np.float32)
-
-
-@scalar
-def sigmoid(x: np.float32) -> np.float32:
-    return ONE / (ONE + exp(-x))
-
-
-@scalar
-def tanh(x: np.float32) -> np.float32:
-    e = exp(-TWO * abs(x))
-    y = (ONE - e) / (ONE + e)
-    return y if x > ZERO else -y
-
-
-@inner
-def silu(x: np.ndarray) -> None:
-    for r in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            x[r, j] *= sigmoid(x[r, j])
-
-
-@scalar
-def softplus(x: np.float32) -> np.float32:
-    """log(1 + exp(x)); log(1 + e) is 2 artanh(s) with s = e / (2 + e) in [0, 1/3]."""
-    e = exp(-abs(x))
-    s = e / (TWO + e)
-    square, series = s * s, ARTANH[0]
-    for coefficient in ARTANH[1:]:
-        series = series * square + coefficient
-    return max(x, ZERO) + TWO * s * series
-
-
-@scalar
-def centre(level: int, last: int) -> np.float32:
-    return np.float32(level) * np.float32(2 / last) - ONE
-
-
-@scalar
-def log_inside(mean: np.float32, precision: np.float32, level: int, last: int) -> np.float32:
-    """Log of what a logistic has above a level's lower edge and below its upper one; their product, that is."""
-    distance, half = centre(level, last) - mean, np.float32(1 / last)
-    return -softplus((distance - half) * precision) - softplus(-(distance + half) * precision)
-
-
-@inner
-def log_mass(mean: np.float32, precision: np.float32, log_width: np.float32, level: int, last: int) -> np.float32:
-    """Log of the probability of a level, the outer ones reaching to infinity."""
-    distance, half = centre(level, last) - mean, np.float32(1 / last)
-    if level == 0:
-        return -softplus(-(distance + half) * precision)
-    if level == last:
-        return -softplus((distance - half) * precision)
-    return log_inside(mean, precision, level, last) + log_width
-
-
-@inner
-def log_masses(out: np.ndarray, mean: np.float32, precision: np.float32, log_width: np.float32, log_weight: np.float32) -> None:
-    """Log of the joint probability of a component and each of the (V,) levels."""
-    last = len(out) - 1
-    for level in range(len(out)):
-        out[level] = log_weight + log_width + log_inside(mean, precision, level, last)
-    for level in (0, last):
-        out[level] = log_weight + log_mass(mean, precision, log_width, level, last)
-
-
-@inner
-def log_mixture(out: np.ndarray, masses: np.ndarray) -> None:
-    """(m, V) log-probabilities -> (V,), the logs of their sums over components; `masses` has room for V more."""
-    n, total = len(masses) - 1, masses[-1]
-    for v in range(len(out)):
-        out[v], total[v] = masses[0, v], ZERO
-    for m in range(1, n):
-        for v in range(len(out)):
-            out[v] = max(out[v], masses[m, v])
-    for m in range(n):
-        for v in range(len(out)):
-            total[v] += exp(masses[m, v] - out[v])
-    for v in range(len(out)):
-        out[v] += np.float32(math.log(total[v]))
-
-
-@inner
-def log_sum(x: np.ndarray) -> np.float32:
-    """Log of the sum of exp of (m,) numbers."""
-    top, total = x[0], ZERO
-    for m in range(len(x)):
-        top = max(top, x[m])
-    for m in range(len(x)):
-        total += exp(x[m] - top)
-    return top + np.float32(math.log(total))
-
-
-@inner
-def first_highest(x: np.ndarray) -> int:
-    """The first place of the largest of (V,) numbers."""
-    best = x[0]
-    for v in range(len(x)):
-        best = x[v] if x[v] > best else best
-    for v in range(len(x)):
-        if x[v] == best:
-            return v
-    return 0  # they are not numbers

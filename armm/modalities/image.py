@@ -12,7 +12,7 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -186,6 +186,24 @@ class Image(Modality):
                 f"x width): {rows} to {self.size[0] - step} rows of {self.size[1]} pixels; crop it"
             )
         return Segment(self.name, self._units(raw), header=self.grid)
+
+    def encode_masked(self, raw: np.ndarray, keep: np.ndarray) -> Segment:
+        """A whole image some of whose pixels are unknown: the symbols of these are `vocab`, as `generate` fills them.
+
+        keep: (H, W) bool: the pixels that are known; the values of the others mean nothing.
+
+        Raises InputError: as `encode` does, or a mask that is no such array.
+        """
+        segment = self.encode(raw)
+        if not isinstance(keep, np.ndarray) or keep.dtype != np.bool_:
+            raise InputError(f"{self.name}: expected a (H, W) bool NumPy array of the known pixels; convert the mask")
+        if keep.shape != raw.shape[:2]:
+            raise InputError(
+                f"{self.name}: the mask is {_by(*keep.shape)}, the image {_by(*raw.shape[:2])} (height x width); make "
+                "both one size"
+            )
+        known = self._units(np.broadcast_to(keep[..., None], (*keep.shape, self.channels)))
+        return replace(segment, symbols=torch.where(known.bool(), segment.symbols, self.vocab))
 
     def decode(self, segment: Segment) -> np.ndarray:
         """The image; pixels that the segment lacks are 0."""
@@ -390,8 +408,8 @@ def _multiples(length: int, step: int, most: int) -> tuple[int, int]:
     return below or above, above if above <= most or not below else below
 
 
-def _by(height: int, width: int) -> str:
-    return f"{height}x{width}"
+def _by(*sizes: int) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _pillow() -> Any:

@@ -102,11 +102,11 @@ class SampleLogger(L.Callback):
 
     Args:
         n: how many. seed: of the samples; the same at every validation, so that they can be compared.
-        max_symbols: of each, where documents have no end of their own.
+        max_units: of each, where documents have no end of their own: characters enough to read, sound enough to hear.
     """
 
-    def __init__(self, n: int = 8, seed: int = 0, max_symbols: int = 400) -> None:
-        self.n, self.seed, self.max_symbols = n, seed, max_symbols
+    def __init__(self, n: int = 8, seed: int = 0, max_units: int = 300) -> None:
+        self.n, self.seed, self.max_units = n, seed, max_units
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -116,14 +116,14 @@ class SampleLogger(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         prompts = conditions(data, self.n) if isinstance(data, DataModule) else None
         model = module.model
-        at_least_a_unit = max(self.max_symbols, *(m.unit_symbols for m in model.modalities.values()))
+        longest = self.max_units * max(m.unit_symbols for m in model.modalities.values())
         samples = generate(
             model,
             prompts,
             samples=[(i if prompts else 0, i) for i in range(len(prompts or range(self.n)))],
             prompt_complete=prompts is not None,
             seed=self.seed,
-            max_symbols=None if has_fixed_length(model) else at_least_a_unit,
+            max_symbols=None if has_fixed_length(model) else longest,
             batch_size=self.n,
         )
         log_samples(boards[0].experiment, model, [s.document for s in samples], trainer.global_step)

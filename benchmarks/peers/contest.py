@@ -14,8 +14,8 @@ from time import perf_counter
 
 import torch
 
+from armm.commands import machine
 from armm.errors import InputError, nearest
-from peers import machine
 
 LEAST, MOST = 3, 9  # repetitions
 

@@ -21,6 +21,7 @@ from armm.backbones import Transformer
 from armm.cli import COMMANDS, main
 from armm.commands import generate as generate_command
 from armm.commands.score import score
+from armm.generation import Sample
 from armm.modalities import Audio, Image, Label, Text
 from armm.modalities.audio import mu_law_encode
 from armm.model import AutoregressiveModel
@@ -130,9 +131,10 @@ def test_generate_continues_a_text(runs: Path, here: Path, run: Run) -> None:
     prompt = "the cat "
     out = run("generate", runs / "text", "--n", "3", "--prompt", prompt, "--max-symbols", "20")
     files = written(here / "samples")
-    assert set(files) == {"0-0000.txt", "0-0001.txt", "0-0002.txt"}
-    for content in files.values():
-        text = content.decode()
+    names = {"0-0000.txt", "0-0001.txt", "0-0002.txt"}
+    assert set(files) == names | {f"{name}.json" for name in names}  # beside each where it came from
+    for name in names:
+        text = files[name].decode()
         assert text.startswith(prompt) and len(text) == len(prompt) + 20 and text in out
     assert "3 samples, 60 symbols" in out
 
@@ -187,7 +189,8 @@ def test_generate_is_the_same_in_any_batch(runs: Path, here: Path, run: Run) -> 
 def test_generate_greedily_ignores_the_seed(runs: Path, here: Path, run: Run) -> None:
     for seed in ("1", "2"):
         run("generate", runs / "image", "--temperature", "0", "--seed", seed, "--out", seed)
-    assert written(here / "1")["1-0000.png"] == written(here / "2")["2-0000.png"]
+    first, second = (np.asarray(Pillow.open(here / seed / f"{seed}-0000.png")) for seed in ("1", "2"))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_generate_stops_long_texts_by_itself(runs: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,22 +201,30 @@ def test_generate_stops_long_texts_by_itself(runs: Path, here: Path, run: Run, m
 
 
 def test_ctrl_c_keeps_finished_samples(
-    runs: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Path, here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files that are written stay, whole; exit code 130."""
-    make = generate_command.generate
+    """Files that are written stay, whole; exit code 130. The same command again makes the missing ones only."""
+    draw = generate_command.draw
 
-    def stopped(*arguments: Any, **options: Any) -> Iterator[Any]:
-        for number, sample in enumerate(make(*arguments, **options)):
-            if number == 2:
+    def stopped(*arguments: Any) -> Iterator[Any]:
+        n_samples = 0
+        for event in draw(*arguments):
+            if n_samples == 2:
                 raise KeyboardInterrupt
-            yield sample
+            n_samples += isinstance(event, Sample)
+            yield event
 
-    monkeypatch.setattr(generate_command, "generate", stopped)
-    assert main(["generate", str(runs / "image"), "--n", "5"]) == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(generate_command, "draw", stopped)
+        assert main(["generate", str(runs / "image"), "--n", "5", "--batch-size", "2"]) == 130
     out, err = capsys.readouterr()
     assert "2 of 5 samples are in samples" in out and err == "\narmm generate: stopped\n"
-    assert set(written(here / "samples")) == {"0-0000.png", "0-0001.png"}
+    first = written(here / "samples")
+    assert set(first) == {"0-0000.png", "0-0001.png"}
+    out = run("generate", runs / "image", "--n", "5")
+    assert "kept 2, made 3" in out and written(here / "samples").items() >= first.items()
+    run("generate", runs / "image", "--n", "5", "--out", "whole")
+    assert written(here / "samples") == written(here / "whole")  # the grid of all five too
 
 
 # ------------------------------------------------------------------------------- score

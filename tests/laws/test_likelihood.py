@@ -262,7 +262,7 @@ patch(TransformerState, "gather_rows", swap_rows),
     ),
     "positions that start anew after a prompt": (
         "text bytes", "small", patch(transformer.TransformerBackbone, "angles",
-              lambda f, own, positions: f(own, positions - positions[:, :1]))
+              lambda f, own, positions: f(own, positions - positions.flatten()[0]))
     ),
     "a prompt that is read one symbol short": (
         "audio", "none", patch(causal_conv.ConvState, "load",

@@ -1,0 +1,225 @@
+"""What the samples of one `armm generate` have in common, as plain data: as options say it and files keep it.
+
+Here stands what a sample depends on, and nothing else: how many there are, how many side by side, and who guesses
+ahead change the speed only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from armm import bundle
+from armm.commands.prompting import Given, about_file, parse_given, text_name
+from armm.errors import InputError, nearest
+from armm.generation import (
+    Banned,
+    Draft,
+    Filter,
+    FixedPoint,
+    FrequencyPenalty,
+    Hold,
+    MinP,
+    NGram,
+    PresencePenalty,
+    Proposer,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    Typical,
+    UnitAbove,
+)
+from armm.generation.constraints import JsonSchema, Regex
+from armm.generation.requests import ends_by_itself
+from armm.model import AutoregressiveModel
+
+PROPOSERS: dict[str, type[Proposer]] = {
+    "ngram": NGram,
+    "fixed-point": FixedPoint,
+    "unit-above": UnitAbove,
+    "hold": Hold,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """How samples are drawn, under the names of the options of `armm generate`.
+
+    Attributes:
+        ban: lists of symbols, such as `10,13` or `text=0-31`.
+        json_schema: the schema itself.
+        without: what guidance steers away from.
+        max_symbols: None where documents end by themselves.
+        exact: whether samples shall be the same in any batch.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    ban: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    regex: str | None = None
+    json_schema: str | None = None
+    guidance: float | None = None
+    without: tuple[Given, ...] = ()
+    prompt_complete: bool = False
+    plan: tuple[str, ...] | None = None
+    max_symbols: int | None = None
+    weights: str = "float"
+    exact: bool = True
+
+    def filters(self, model: AutoregressiveModel) -> list[Filter]:
+        """What the options ask of the logits.
+
+        Raises InputError: a value that its filter refuses, or a grammar that nothing meets.
+        """
+        built: list[Filter] = []
+        if self.temperature != 1:
+            with about_file("--temperature"):
+                built.append(Temperature(self.temperature))
+        if self.top_k is not None:
+            with about_file("--top-k"):
+                built.append(TopK(self.top_k))
+        for option, value, kind in (
+            ("--top-p", self.top_p, TopP),
+            ("--min-p", self.min_p, MinP),
+            ("--typical", self.typical, Typical),
+            ("--repetition-penalty", self.repetition_penalty, RepetitionPenalty),
+            ("--presence-penalty", self.presence_penalty, PresencePenalty),
+            ("--frequency-penalty", self.frequency_penalty, FrequencyPenalty),
+        ):
+            if value is not None:
+                with about_file(option):
+                    built.append(kind(value))
+        return [*built, *(_banned(model, symbols) for symbols in self.ban), *self._grammars(model)]
+
+    def _grammars(self, model: AutoregressiveModel) -> Iterable[Filter]:
+        if self.regex is not None:
+            text = model.modalities[text_name(model, "--regex")]
+            with about_file("--regex"):
+                yield Regex(self.regex, text)
+        if self.json_schema is not None:
+            text = model.modalities[text_name(model, "--json-schema")]
+            with about_file("--json-schema"):
+                yield JsonSchema(self.json_schema, text)
+
+
+def _banned(model: AutoregressiveModel, argument: str) -> Filter:
+    """`[NAME=]10,13,0-31`."""
+    name, separator, listed = argument.partition("=")
+    name, listed = (name, listed) if separator else ("", argument)
+    if name and name not in model.modalities:
+        known = list(model.modalities)
+        raise InputError(f"--ban {argument}: the model has {', '.join(known)}, no {name!r}{nearest(name, known)}")
+    vocab = max(modality.vocab for key, modality in model.modalities.items() if name in ("", key))
+    symbols: set[int] = set()
+    for part in listed.split(","):
+        bounds = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
+        if first > last:
+            raise InputError(f"--ban {argument[:60]}: {part!r} is no symbol; write them as 10,13 or as ranges, 0-31")
+        if last >= vocab:
+            raise InputError(f"--ban {argument[:60]}: there is no symbol {last}, they are 0 to {vocab - 1}")
+        symbols.update(range(first, last + 1))
+    with about_file("--ban"):
+        return Banned(sorted(symbols), name)
+
+
+# --------------------------------------------------------------------- options
+
+
+def add_filter_options(p: argparse.ArgumentParser) -> None:
+    """The options that say what is drawn."""
+    g = p.add_argument_group("what is drawn")
+    g.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy, 1 the model (default 1)")
+    g.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable symbols")
+    g.add_argument("--top-p", type=float, metavar="P", help="keep the fewest symbols of probability P in all")
+    g.add_argument("--min-p", type=float, metavar="P", help="keep symbols at least P times as probable as the best")
+    g.add_argument("--typical", type=float, metavar="P", help="keep the most typical symbols of probability P in all")
+    g.add_argument("--repetition-penalty", type=float, metavar="X", help="divide the logits of symbols seen, as by 1.2")
+    g.add_argument("--presence-penalty", type=float, metavar="NATS", help="off every symbol generated already")
+    g.add_argument("--frequency-penalty", type=float, metavar="NATS", help="off a symbol for each time it was")
+    g.add_argument(
+        "--ban", action="append", default=[], metavar="SYMBOLS", help="never these: [NAME=]10,13,0-31; repeatable"
+    )
+    g.add_argument("--regex", metavar="PATTERN", help="the generated text matches it as a whole")
+    g.add_argument("--json-schema", metavar="JSON", help="the generated text is JSON of this schema, or this file's")
+    g.add_argument("--guidance", type=float, metavar="S", help="classifier-free guidance; 1 is none, 3 strong")
+    g.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="[NAME=]VALUE",
+        help="the prompt that guidance steers away from (default none); repeatable",
+    )
+
+
+def parse_request(model: AutoregressiveModel, options: argparse.Namespace, default_length: int) -> Request:
+    """What the options of `armm generate` ask for; so many symbols where documents have no end of their own."""
+    limit = options.max_symbols
+    if limit is None and not ends_by_itself(model):
+        limit = default_length
+    return Request(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        typical=options.typical,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        ban=tuple(options.ban),
+        stop=tuple(options.stop),
+        regex=options.regex,
+        json_schema=None if options.json_schema is None else read_schema(options.json_schema),
+        guidance=options.guidance,
+        without=parse_given(model, options.without, "--without"),
+        prompt_complete=options.prompt_complete,
+        plan=None if options.plan is None else tuple(options.plan.split(",")),
+        max_symbols=limit,
+        weights=options.weights,
+        exact=not options.approximate,
+    )
+
+
+def read_schema(argument: str) -> str:
+    """A JSON schema that was typed, or the content of the file that was named.
+
+    Raises InputError: there is no such file.
+    """
+    if argument.lstrip().startswith("{"):
+        return argument
+    try:
+        return Path(argument).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
+        raise InputError(
+            f"--json-schema {argument[:60]} is neither JSON nor a file that can be read; write "
+            '\'{"type": "object"}\' or name a file'
+        ) from error
+
+
+def parse_proposer(model: AutoregressiveModel, argument: str | None, device: str) -> Proposer | None:
+    """Who guesses ahead.
+
+    Raises InputError: an unknown name, or a draft model that cannot be loaded or does not fit.
+    """
+    if argument is None:
+        return None
+    if argument.startswith("draft:"):
+        with about_file(f"--proposer {argument}"):
+            draft = Draft(bundle.load(argument.removeprefix("draft:"), device))
+            draft.check(model)
+        return draft
+    if argument not in PROPOSERS:
+        known = [*PROPOSERS, "draft:RUN"]
+        raise InputError(f"--proposer is {argument!r}, expected {', '.join(known)}{nearest(argument, known)}")
+    return PROPOSERS[argument]()
