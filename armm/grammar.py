@@ -250,7 +250,8 @@ class Grammar:
                     f"a segment of {segment.modality!r} has {segment.symbols.shape[1]} symbols per unit, "
                     f"the model wants {modality.unit_symbols}"
                 )
-            if inside.numel() and not 0 <= int(inside.min()) <= int(inside.max()) < modality.vocab:
+            largest = modality.vocab - (segment.n_given < segment.n_units)  # what is given may be unknown
+            if inside.numel() and not 0 <= int(inside.min()) <= int(inside.max()) <= largest:
                 raise InputError(f"a segment of {segment.modality!r} has symbols outside [0, {modality.vocab})")
             coded = modality.coded_header(segment.header) if modality.header_sizes else ()
             inside_sizes = all(0 <= own < size for own, size in zip(coded, modality.header_sizes, strict=True))
@@ -275,6 +276,12 @@ class Grammar:
         n_units = self.n_units(document)
         if self.context is not None and n_units > self.context:
             raise InputError(f"the document has {n_units} units, the model's context is {self.context}")
+
+    def without_conditions(self, document: Document, given: int) -> Document:
+        """A document whose first `given` segments are not told: left out, or unknown where the layout wants them."""
+        if self.layout is None:
+            return document[given:]
+        return [s.as_unknown(self.modalities[s.modality].vocab) for s in document[:given]] + document[given:]
 
     def n_units(self, document: Document) -> int:
         """Positions that a document takes, control and header units included."""

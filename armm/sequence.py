@@ -76,6 +76,10 @@ class Segment:
         """The same segment, given rather than scored."""
         return replace(self, n_given=max(self.n_units, 1))  # an empty segment is coded as one empty unit
 
+    def as_unknown(self, vocab: int) -> Segment:
+        """The same segment with the symbol V everywhere, "unknown", given: a condition that is not told."""
+        return replace(self.as_condition(), symbols=torch.full_like(self.symbols, vocab))
+
 
 Document = list[Segment]
 

@@ -115,11 +115,12 @@ class State:
         return self.logits(range(self.n_rows))
 
     @torch.no_grad()
-    def append(self, added: Sequence[Sequence[int]], stepwise: bool = False) -> None:
+    def append(self, added: Sequence[Sequence[int]], stepwise: bool = False, unknown: bool = False) -> None:
         """Append symbols to the rows, a list for each, without asking what comes next.
 
         Args:
             stepwise: several units of a row are read as if they had been appended one call each.
+            unknown: payload symbols may be V, "unknown": conditions that are not told.
 
         Raises InputError: as `extend` does.
         """
@@ -132,7 +133,7 @@ class State:
                 if len(own) > 1:
                     self._marks[row] = (len(self.streams[row]), self.cursors[row].copy())
                 for symbol in own:
-                    place = self._push(row, symbol)
+                    place = self._push(row, symbol, unknown)
                     if place is not None and len(own) == 1:
                         followed[row] = place
         except InputError:  # a refused call changes nothing
@@ -143,14 +144,14 @@ class State:
         if any(len(units) > 1 for units in self._waiting.values()):
             self._read_waiting(stepwise)
 
-    def _push(self, row: int, symbol: int) -> Synced | None:
+    def _push(self, row: int, symbol: int, unknown: bool = False) -> Synced | None:
         """Move a row over a symbol; where a head stands that has followed, if it belonged to a payload."""
         cursor, grammar = self.cursors[row], self.grammar
         slot, position, start = cursor.slot(), cursor.position, cursor.start
         header, payload = cursor.header, cursor.payload
         if slot.stage == Stage.DONE:
             raise InputError(f"row {row} has ended after {len(self.streams[row])} symbols; no symbol can follow")
-        if not 0 <= symbol < grammar.vocab(slot):
+        if not 0 <= symbol < grammar.vocab(slot) + (unknown and slot.stage == Stage.PAYLOAD):
             raise InputError(
                 f"row {row}: symbol {symbol} at {len(self.streams[row])} is outside [0, {grammar.vocab(slot)})"
             )

@@ -347,6 +347,23 @@ def test_guidance_of_one_is_none_and_more_goes_further(free: AutoregressiveModel
             logits = state.extend([[symbol], [symbol]])
 
 
+def test_guidance_away_from_an_unknown_condition() -> None:
+    """Where the layout wants a label, its twin has the unknown one; where it does not, none."""
+    model = build(Letters(ended=False), Picture(size=(4, 4)), layout=["picture", "letters"])
+    symbols = torch.tensor(hash_symbols(16, 5)).view(4, 4)
+    prompt = [Segment("picture", symbols, None, (4, 1)), text(1, 2)]
+    (sample,) = generate(model, [prompt], guidance=3.0, seed=1, max_symbols=5)
+    vocab = model.modalities["picture"].vocab
+    state = model.state(2)
+    state.append([sample.symbols[:18], [vocab] * 16 + [1, 2]], unknown=True)
+    for t, symbol in enumerate(sample.symbols[18:], 18):
+        with_it, without = state.logits([0, 1]).log_softmax(-1)
+        mixed = without + 3.0 * (with_it - without)
+        assert int((mixed + gumbel(1, torch.tensor([0]), torch.tensor([t]), len(mixed))[0]).argmax()) == symbol
+        state.append([[symbol], [symbol]])
+    assert sample.symbols[:16] == symbols.flatten().tolist()
+
+
 def test_twins_that_go_on_differently_are_refused(free: AutoregressiveModel) -> None:
     with pytest.raises(InputError, match="goes on as the prompt does"):
-        generate(free, [[text(1)]], guidance=2.0)
+        generate(free, [[text(1)]], guidance=2.0, without=[segment_of("clip", [1, 2], 3)])

@@ -30,6 +30,7 @@ from armm.errors import InputError
 from armm.heads import CausalConv
 from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
+from armm.sequence import Document
 from armm.training import DataModule, GenerativeModule, Optimization, Recorder, SampleLogger
 from armm.training.data import STRUCTURE, count, crop
 
@@ -167,6 +168,49 @@ def test_conditions_are_not_learned() -> None:
     trainer.test(module, datamodule=data, verbose=False)
     assert set(module.metrics["test"]) == {"image"}
     assert module.n_seen == 8 * 17
+
+
+@pytest.mark.parametrize("layout", [["label", "image"], None])
+def test_dropped_conditions_are_unknown_or_absent(layout: list[str] | None) -> None:
+    """About the share that was asked for, the same ones for the same seed, never in validation; images stay whole."""
+    items = [{"label": k % 3, "image": np.full((4, 4), k % 17, dtype=np.uint8)} for k in range(200)]
+    module = module_of(Label(n_classes=3), Image(size=(4, 4), levels=17, head=SMALL), layout=layout)
+
+    def documents() -> list[Document]:
+        data = DataModule(Given(items), batch_size=200, conditions=["label"], drop_conditions=0.25)
+        module.prepare(data)
+        loader = data.train_dataloader()
+        assert all(segment.n_units for segment in data.val.document(0, 0)) and len(data.val.document(0, 0)) == 2
+        return [loader.dataset[key] for batch in loader.batch_sampler for key in batch]
+
+    found = documents()
+    dropped = [document[0].modality == "image" or int(document[0].symbols) == 3 for document in found]
+    assert 0.15 < sum(dropped) / len(found) < 0.35
+    assert all(document[-1].modality == "image" and document[-1].length == 16 for document in found)
+    assert all(document[0].n_given == 1 for document in found if document[0].modality == "label")
+    assert all(
+        (len(document) == 2) == (layout is not None or not gone) for document, gone in zip(found, dropped, strict=True)
+    )
+    assert [[s.symbols.tolist() for s in d] for d in documents()] == [[s.symbols.tolist() for s in d] for d in found]
+
+
+def test_an_unknown_condition_is_trained_on() -> None:
+    """Its embedding gets a gradient, the label's own head none."""
+    items = [{"label": k % 3, "image": np.full((4, 4), k, dtype=np.uint8)} for k in range(16)]
+    data = DataModule(Given(items), batch_size=16, conditions=["label"], drop_conditions=0.9)
+    module = module_of(
+        Label(n_classes=3), Image(size=(4, 4), levels=17, head=SMALL), layout=["label", "image"], cls=Watched
+    )
+    fit(module, data, max_steps=1)
+    (gradient,) = module.gradients
+    assert gradient["embedders.label.weight"][3].any()
+    assert all(not own.any() for name, own in gradient.items() if name.startswith("heads.label"))
+
+
+@pytest.mark.parametrize(("share", "words"), [(1.0, "less than 1"), (-0.1, "at least 0"), (0.1, "which is nothing")])
+def test_impossible_shares_of_conditions_are_refused(share: float, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        DataModule(Given(RAGGED), drop_conditions=share)
 
 
 def test_weights_weigh_modalities() -> None:

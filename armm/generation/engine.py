@@ -132,7 +132,8 @@ class Engine:
             start = self.starts[prompt]
             state = self.model.state(1 + self.twins, self.settings.exact)
             for row, stream in enumerate([start.read, start.without or []][: 1 + self.twins]):
-                state.append([stream if other == row else [] for other in range(state.n_rows)])
+                lists = [stream if other == row else [] for other in range(state.n_rows)]
+                state.append(lists, unknown=row > 0)
                 state.logits([row])
             self.prompts[prompt] = state
         return self.prompts[prompt]

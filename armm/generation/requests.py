@@ -26,11 +26,12 @@ class Start:
     without: list[int] | None = None
 
 
-def start(model: AutoregressiveModel, prompt: Document, complete: bool = False) -> Start:
+def start(model: AutoregressiveModel, prompt: Document, complete: bool = False, n_unknown: int = 0) -> Start:
     """The start of samples that continue a prompt, or fill its holes: payload symbols that are V, "unknown".
 
     Args:
         complete: the last segment ends where it ends.
+        n_unknown: so many segments at the beginning may be unknown and are read so; they have no holes.
 
     Raises InputError: it names other modalities than the model's, or leaves no room in the context.
     """
@@ -50,7 +51,7 @@ def start(model: AutoregressiveModel, prompt: Document, complete: bool = False) 
     stream = grammar.flatten(prompt, open_end=not complete)
     stream = stream[:-1] if complete and grammar.layout is None else stream  # without the symbol that ends a document
     n_units, context = grammar.n_units(prompt), grammar.context
-    holes = find_holes(grammar, stream) if context is None or n_units <= context else []
+    holes = find_holes(grammar, stream, n_unknown) if context is None or n_units <= context else []
     if context is not None and n_units >= context and not holes:
         raise InputError(f"the prompt has {n_units} units, the model's context is {context}; shorten the prompt")
     if not holes:
@@ -60,12 +61,20 @@ def start(model: AutoregressiveModel, prompt: Document, complete: bool = False) 
     return Start(stream[: holes[0]], given)
 
 
-def find_holes(grammar: Grammar, stream: Sequence[int]) -> list[int]:
-    """The places of a stream whose payload symbol is V."""
+def untold(model: AutoregressiveModel, prompt: Document, complete: bool = False) -> Start:
+    """The start of a prompt's unconditional twin: the segments before the one that goes on are not told."""
+    given = len(prompt) if complete else max(len(prompt) - 1, 0)
+    twin = model.grammar.without_conditions(prompt, given)
+    return start(model, twin, complete, given if model.grammar.layout else 0)
+
+
+def find_holes(grammar: Grammar, stream: Sequence[int], n_unknown: int = 0) -> list[int]:
+    """The places of a stream whose payload symbol is V, behind the first segments."""
     cursor, holes = grammar.start(), []
     for place, symbol in enumerate(stream):
         slot = cursor.slot()
-        if slot.stage == Stage.PAYLOAD and symbol == grammar.vocab(slot):
+        hole = slot.stage == Stage.PAYLOAD and symbol == grammar.vocab(slot)
+        if hole and len(cursor.closed) >= n_unknown:
             holes.append(place)
         grammar.push(cursor, symbol)
     return holes

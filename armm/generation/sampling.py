@@ -11,7 +11,7 @@ from armm.generation.engine import Drawn, Engine, Finished, Settings
 from armm.generation.exact import is_exact
 from armm.generation.filters import Filter, arrange
 from armm.generation.proposers import Draft, Proposer
-from armm.generation.requests import Start, ends_by_itself, forced_controls, start
+from armm.generation.requests import Start, ends_by_itself, forced_controls, start, untold
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
 
@@ -81,7 +81,8 @@ def generate(
         plan: for models of free documents, the modalities that the document shall have, in order, prompt included. Only
             control symbols are forced.
         guidance: strength of classifier-free guidance; 1 is none.
-        without: what guidance steers away from: the prompt of its unconditional twin, empty by default.
+        without: what guidance steers away from: the prompt of the unconditional twin. By default the prompt, its
+            segments before the last one not told (before and with the last one, if it is complete).
         exact: pad products so that samples are the same to the last bit in any batch, if the machine lets them
             (`Sample.exact` says whether); False is faster for large float32 models and few rows.
         fast: use the compiled loop of heads that have one (`pip install "armm[fast]"`); by default unless `exact`. Its
@@ -158,12 +159,13 @@ class Job:
         starts = [start(self.model, prompt, self.prompt_complete) for prompt in self.prompts]
         if self.guidance is None:
             return starts
-        twin = start(self.model, self.without, self.prompt_complete)
-        if twin.given:
-            raise InputError("without has holes; it is only read, so give it whole")
-        for own in starts:
+        if self.without:
+            twins = [start(self.model, self.without, self.prompt_complete)] * len(starts)
+        else:
+            twins = [untold(self.model, prompt, self.prompt_complete) for prompt in self.prompts]
+        for own, twin in zip(starts, twins, strict=True):
             check_twins(self.model, own.read, twin.read)
-        return [replace(own, without=twin.read) for own in starts]
+        return [replace(own, without=twin.read) for own, twin in zip(starts, twins, strict=True)]
 
     def run(self) -> Iterator[Drawn | Sample]:
         """What happens, as it happens: symbols drawn, samples finished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,14 +109,18 @@ def spread(n: int, at_most: int | None) -> list[int]:
 
 
 class TrainingSet(Dataset[Document]):
-    """Documents by (item, draw), cropped at random."""
+    """Documents by (item, draw), cropped at random, some of them without their conditions."""
 
-    def __init__(self, documents: Documents, size: int | None) -> None:
-        self.documents, self.size = documents, size
+    def __init__(self, documents: Documents, size: int | None, drop_conditions: float = 0.0) -> None:
+        self.documents, self.size, self.drop_conditions = documents, size, drop_conditions
 
     def __getitem__(self, key: tuple[int, int]) -> Document:
         index, draw = key
-        return crop(self.documents.document(index, draw), self.documents.grammar, self.size, draw)
+        document = self.documents.document(index, draw)
+        if self.drop_conditions and np.random.default_rng([draw, 1]).random() < self.drop_conditions:
+            given = sum(1 for _ in takewhile(lambda s: s.modality in self.documents.conditions, document))
+            document = self.documents.grammar.without_conditions(document, given)
+        return crop(document, self.documents.grammar, self.size, draw)
 
 
 class DataModule(L.LightningDataModule):
@@ -129,6 +134,8 @@ class DataModule(L.LightningDataModule):
         eval_window: units of a window when scoring long texts and clips; twice `crop` by default.
         eval_batch_size: documents side by side when scoring.
         conditions: modalities that are given, not scored: a label in `[label, image]`.
+        drop_conditions: share of the training documents that are seen without the conditions they begin with; 0.1 for
+            classifier-free guidance (arXiv:2207.12598).
         n_val: score at most so many documents or windows at each validation; all by default. The test is always whole.
         on_error: an unreadable file ends the run (`fail`), or is left out and counted (`skip`).
         num_workers: processes that load data; 0 loads in the main one.
@@ -144,6 +151,7 @@ class DataModule(L.LightningDataModule):
         eval_window: int | None = None,
         eval_batch_size: int = 64,
         conditions: list[str] | None = None,
+        drop_conditions: float = 0.0,
         n_val: int | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         num_workers: int = 0,
@@ -161,6 +169,11 @@ class DataModule(L.LightningDataModule):
         ):
             if value is not None and value < least:
                 raise InputError(f"data.{key} is {value}, it must be at least {least}")
+        if not 0 <= drop_conditions < 1:
+            raise InputError(f"data.drop_conditions is {drop_conditions}, it must be at least 0 and less than 1")
+        if drop_conditions and not conditions:
+            raise InputError("data.drop_conditions drops what data.conditions names, which is nothing; name some there")
+        self.drop_conditions = drop_conditions
         self.source, self.path = source, Path(path) if path is not None else None
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.crop = crop
@@ -247,7 +260,7 @@ class DataModule(L.LightningDataModule):
         rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         order = StatelessBatches(repeats, self.batch_size, self.seed, lengths, rank, n_ranks)
         return DataLoader(
-            TrainingSet(self.train, self.crop),
+            TrainingSet(self.train, self.crop, self.drop_conditions),
             batch_sampler=order,
             collate_fn=Collate(self.grammar),
             num_workers=self.num_workers,
