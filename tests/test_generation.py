@@ -347,16 +347,18 @@ def test_guidance_of_one_is_none_and_more_goes_further(free: AutoregressiveModel
             logits = state.extend([[symbol], [symbol]])
 
 
-def test_guidance_away_from_an_unknown_condition() -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_guidance_away_from_an_unknown_condition(begun: bool) -> None:
     """Where the layout wants a label, its twin has the unknown one; where it does not, none."""
     model = build(Letters(ended=False), Picture(size=(4, 4)), layout=["picture", "letters"])
     symbols = torch.tensor(hash_symbols(16, 5)).view(4, 4)
-    prompt = [Segment("picture", symbols, None, (4, 1)), text(1, 2)]
+    prompt = [Segment("picture", symbols, None, (4, 1)), *([text(1, 2)] if begun else [])]
     (sample,) = generate(model, [prompt], guidance=3.0, seed=1, max_symbols=5)
     vocab = model.modalities["picture"].vocab
     state = model.state(2)
-    state.append([sample.symbols[:18], [vocab] * 16 + [1, 2]], unknown=True)
-    for t, symbol in enumerate(sample.symbols[18:], 18):
+    n = sample.n_prompt
+    state.append([sample.symbols[:n], [vocab] * 16 + sample.symbols[16:n]], unknown=True)
+    for t, symbol in enumerate(sample.symbols[n:], n):
         with_it, without = state.logits([0, 1]).log_softmax(-1)
         mixed = without + 3.0 * (with_it - without)
         assert int((mixed + gumbel(1, torch.tensor([0]), torch.tensor([t]), len(mixed))[0]).argmax()) == symbol

@@ -63,7 +63,10 @@ def start(model: AutoregressiveModel, prompt: Document, complete: bool = False, 
 
 def untold(model: AutoregressiveModel, prompt: Document, complete: bool = False) -> Start:
     """The start of a prompt's unconditional twin: the segments before the one that goes on are not told."""
-    given = len(prompt) if complete else max(len(prompt) - 1, 0)
+    cursor = model.grammar.start()
+    for symbol in start(model, prompt, complete).read:
+        model.grammar.push(cursor, symbol)
+    given = len(cursor.closed)
     twin = model.grammar.without_conditions(prompt, given)
     return start(model, twin, complete, given if model.grammar.layout else 0)
 

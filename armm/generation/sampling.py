@@ -82,7 +82,7 @@ def generate(
             control symbols are forced.
         guidance: strength of classifier-free guidance; 1 is none.
         without: what guidance steers away from: the prompt of the unconditional twin. By default the prompt, its
-            segments before the last one not told (before and with the last one, if it is complete).
+            segments before the one that goes on not told: unknown where the layout wants them, else absent.
         exact: pad products so that samples are the same to the last bit in any batch, if the machine lets them
             (`Sample.exact` says whether); False is faster for large float32 models and few rows.
         fast: use the compiled loop of heads that have one (`pip install "armm[fast]"`); by default unless `exact`. Its
