@@ -24,7 +24,7 @@ from armm.spec import from_spec, to_spec
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
-PRECISIONS = ("float", "int8", "int4")
+PRECISIONS = ("float", "bf16", "int8", "int4")
 
 
 def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] | None = None) -> Path:
@@ -153,7 +153,7 @@ def load(place: str | Path, device: str = "cpu", weights: str = "float") -> Auto
     """The model of a bundle, in evaluation mode.
 
     Args:
-        weights: `float` as stored, or `int8` or `int4` to quantise the large matrices: for generation and scores only.
+        weights: `float` as stored, or the large matrices in `bf16`, `int8` or `int4`: for generation and scores only.
 
     Raises InputError: there is no bundle, or it is damaged or of another format; weights that it cannot have.
     """
@@ -184,7 +184,7 @@ def load(place: str | Path, device: str = "cpu", weights: str = "float") -> Auto
         return model
     from armm.quantization import quantise  # only those who ask for it wait for it
 
-    assert weights in ("int8", "int4")
+    assert weights in ("bf16", "int8", "int4")
     return quantise(model, weights).eval()
 
 

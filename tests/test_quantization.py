@@ -18,6 +18,7 @@ from armm.model import AutoregressiveModel
 from armm.quantization import (
     INT4,
     INT8,
+    HalfLinear,
     PackedLinear,
     Weights,
     dequantise,
@@ -353,7 +354,7 @@ def test_quantised_model_has_no_gradients_and_says_what_it_is() -> None:
 
 
 def test_user_mistakes() -> None:
-    with pytest.raises(InputError, match="weights is 'int9', expected int8 or int4; did you mean 'int8'"):
+    with pytest.raises(InputError, match="weights is 'int9', expected bf16, int8, int4; did you mean 'int8'"):
         quantise(model_of(), "int9")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="group is 48, it must be one of 32, 64, 128, 256"):
         quantise(model_of(), "int4", group=48)
@@ -361,3 +362,24 @@ def test_user_mistakes() -> None:
         quantise(quantise(model_of(), "int8"), "int4")
     with pytest.raises(InputError, match="no large matrices"):
         quantise(tiny_model({"clip": Clip()}, NoBackbone(), ["clip"]), "int8")
+
+
+def test_bfloat16_is_the_matrix_rounded() -> None:
+    """Nothing but the rounding of matrix, activations and result; the bias stays float32."""
+    linear = nn.Linear(48, 20)
+    layer = HalfLinear(linear.weight, linear.bias)
+    x = normal(3, 5, 48)
+    expected = x.bfloat16().double() @ linear.weight.bfloat16().double().T + linear.bias.double()
+    assert layer(x).shape == (3, 5, 20) and layer(x).dtype == torch.float32
+    torch.testing.assert_close(layer(x).double(), expected, rtol=2**-7, atol=2**-7)
+    assert not torch.equal(layer(x), linear(x))
+
+
+def test_a_model_in_bfloat16_is_close_and_half_the_size() -> None:
+    model = tiny_model({"letters": Letters()}, Transformer(width=32, n_layers=1, n_heads=2), ["letters"])
+    float_logits = model.state().extend([[0, 1, 0]])
+    n_bytes = sum(p.nbytes for p in model.backbone.parameters())
+    quantise(model, "bf16")
+    torch.testing.assert_close(model.state().extend([[0, 1, 0]]), float_logits, rtol=0.05, atol=0.05)
+    assert sum(b.nbytes for b in model.backbone.buffers()) == n_bytes / 2
+    assert "bf16 by linear" in describe(model)

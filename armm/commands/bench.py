@@ -49,7 +49,9 @@ def parser() -> OptionParser:
     p.add_argument(
         "--max-symbols", type=int, help=f"symbols of a sample at most (default {DEFAULT_LENGTH} where needed)"
     )
-    p.add_argument("--weights", choices=["float", "int8", "int4"], default="float", help="how matrices are stored")
+    p.add_argument(
+        "--weights", choices=["float", "bf16", "int8", "int4"], default="float", help="how matrices are stored"
+    )
     p.add_argument("--device", default="cpu", help="where to run, such as cuda (default cpu)")
     return p
 

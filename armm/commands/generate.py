@@ -63,7 +63,7 @@ def parser() -> OptionParser:
     g.add_argument("--stop", action="append", default=[], metavar="STRING", help="end a text before it; repeatable")
     g.add_argument("--plan", metavar="NAMES", help="the modalities of a free document in order, such as text,image")
     g = p.add_argument_group("how it is computed")
-    g.add_argument("--weights", default="float", help="float, int8 or int4 (default float)")
+    g.add_argument("--weights", default="float", help="float, bf16, int8 or int4 (default float)")
     g.add_argument("--approximate", action="store_true", help="faster; the batch may change a sample's last bits")
     g.add_argument("--batch-size", type=int, default=16, metavar="N", help="samples side by side (default 16)")
     g.add_argument("--proposer", metavar="WHO", help="guesses ahead: ngram, draft:RUN, fixed-point, unit-above or hold")
