@@ -140,6 +140,15 @@ class Grammar:
             return modality.unit_symbols + 2
         return modality.vocab
 
+    @property
+    def largest_alphabet(self) -> int:
+        """Of all symbols that documents have, structure included."""
+        sizes = [] if self.layout is not None else [1 + len(self.names)]
+        for modality in self.modalities.values():
+            sizes += [modality.vocab, *modality.header_sizes]
+            sizes += [modality.unit_symbols + 2] if modality.ended else []
+        return max(sizes)
+
     def push(self, cursor: Cursor, symbol: int) -> bool:
         """Move a cursor over one symbol; returns whether that completed a unit of the backbone's sequence."""
         stage = cursor.stage

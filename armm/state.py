@@ -54,6 +54,7 @@ class State:
         exact: pad every product to 16 rows and attend query by query, so that logits do not depend on the other rows.
     """
 
+    @torch.no_grad()
     def __init__(self, model: AutoregressiveModel, n_rows: int, exact: bool = False) -> None:
         self.model, self.grammar = model, model.grammar
         self.device = model.begin.device
@@ -68,11 +69,10 @@ class State:
         self._synced: list[Synced | None] = [None] * n_rows
         self._marks: list[tuple[int, Cursor]] = [(0, self.grammar.start()) for _ in range(n_rows)]
         self._waiting: dict[int, list[NewUnit]] = {}  # completed units that the backbone has not read yet, by row
-        with torch.no_grad():
-            begin = model.begin.expand(n_rows, 1, width)
-            values = begin.new_zeros(n_rows, 1, value_width) if value_width else None
-            rows = torch.arange(n_rows, device=self.device)
-            self._contexts = self._backbone.extend(rows, begin, values, [1] * n_rows)
+        begin = model.begin.expand(n_rows, 1, width)
+        values = begin.new_zeros(n_rows, 1, value_width) if value_width else None
+        rows = torch.arange(n_rows, device=self.device)
+        self._contexts = self._backbone.extend(rows, begin, values, [1] * n_rows)
 
     def __len__(self) -> int:
         return max(self.lengths, default=0)
@@ -409,6 +409,7 @@ class State:
 
     # ----------------------------------------------------------- moving around
 
+    @torch.no_grad()
     def truncate(self, lengths: int | Sequence[int]) -> None:
         """Keep only the first `lengths[i]` symbols of row i (of every row, for an int)."""
         wanted = [lengths] * self.n_rows if isinstance(lengths, int) else list(lengths)
@@ -426,6 +427,7 @@ class State:
             self._marks[row] = (length, cursor.copy())
         self._backbone.truncate([cursor.position + 1 for cursor in self.cursors])
 
+    @torch.no_grad()
     def gather_rows(self, index: Sequence[int]) -> None:
         """Row i becomes a copy of what row `index[i]` was; rows may be repeated, dropped and added."""
         self._read_waiting()
@@ -438,6 +440,7 @@ class State:
         for head in self._heads.values():
             head.gather_rows(where)
 
+    @torch.no_grad()
     def copy_row(self, row: int, source: State, source_row: int) -> None:
         """A row becomes a copy of one of another state of the same model."""
         self._read_waiting()

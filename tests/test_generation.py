@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from laws.cases import CASES
 from tiny_modalities import Clip, Letters, Picture, hash_parameters, hash_symbols, segment_of
 
 from armm.backbones import Transformer
 from armm.errors import InputError
-from armm.generation import Filter, Sample, Temperature, TopK, TopP, generate
+from armm.generation import Filter, FixedPoint, Sample, Temperature, TopK, TopP, generate
 from armm.generation.noise import gumbel
 from armm.generation.requests import ends_by_itself, start
 from armm.modality import Modality
@@ -140,24 +141,33 @@ def test_finished_rows_are_replaced_at_once(letters: AutoregressiveModel, monkey
     """A batch does not wait for its longest row: as many steps as two rows take that share the work."""
     steps = []
     original = State.append
-    monkeypatch.setattr(State, "append", lambda s, a, *rest: (steps.append(1), original(s, a, *rest))[1])
+
+    def append(state: State, added: Any, **options: bool) -> None:
+        steps.append(1)
+        original(state, added, **options)
+
+    monkeypatch.setattr(State, "append", append)
     lengths = [len(s.log_probs) for s in generate(letters, n=12, seed=1, exact=False)]
     steps.clear()
     list(generate(letters, n=12, seed=1, batch_size=2, exact=False))
     assert sum(lengths) / 2 <= len(steps) < sum(lengths) / 2 + max(lengths) + 4
 
 
-def test_the_model_trains_on_as_before(letters: AutoregressiveModel) -> None:
-    """Dropout off while sampling, and back on after, also where the caller takes no more samples."""
-    letters.train()
-    try:
-        samples = generate(letters, n=2)
-        next(samples)
-        assert not letters.training
-        samples.close()  # type: ignore[attr-defined]
-        assert letters.training
-    finally:
-        letters.eval()
+def test_the_model_trains_on_as_before() -> None:
+    """Dropout is off while a step is sampled, and on whenever the caller has the word; several may sample at once."""
+    modalities = {"letters": Letters(max_units=40)}
+    model = AutoregressiveModel(modalities, Transformer(width=8, n_layers=1, n_heads=2, dropout=0.5), ["letters"])
+    hash_parameters(model)
+    model.eval()
+    expected = streams(generate(model, n=6, seed=1))
+    model.train()
+    first, second = generate(model, n=6, seed=1), generate(model, n=6, seed=1)
+    found = [next(first)]
+    assert model.training
+    other = [next(second)]
+    found += list(first)
+    other += list(second)
+    assert model.training and streams(found) == expected == streams(other)
 
 
 # -------------------------------------------------------------------------- prompts
@@ -192,9 +202,12 @@ def test_a_sample_does_not_depend_on_other_prompts(letters: AutoregressiveModel)
 def test_a_prompt_is_read_once(letters: AutoregressiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     original = State.append
-    monkeypatch.setattr(
-        State, "append", lambda s, a, *r: (read.extend(x for x in a if len(x) > 1), original(s, a, *r))[1]
-    )
+
+    def append(state: State, added: Any, **options: bool) -> None:
+        read.extend(own for own in added if len(own) > 1)
+        original(state, added, **options)
+
+    monkeypatch.setattr(State, "append", append)
     list(generate(letters, [[text(1, 2)]], n=5, exact=False))
     assert read == [[0, 1, 0, 2]]
 
@@ -369,3 +382,40 @@ def test_guidance_away_from_an_unknown_condition(begun: bool) -> None:
 def test_twins_that_go_on_differently_are_refused(free: AutoregressiveModel) -> None:
     with pytest.raises(InputError, match="goes on as the prompt does"):
         generate(free, [[text(1)]], guidance=2.0, without=[segment_of("clip", [1, 2], 3)])
+
+
+def test_twins_that_would_end_first_are_refused(letters: AutoregressiveModel) -> None:
+    model = build(Letters(ended=False), layout=["letters"], context=12)
+    with pytest.raises(InputError, match="longer than the prompt"):
+        generate(model, [[text(1)]], guidance=2.0, without=[text(1, 2, 3)])
+    with pytest.raises(InputError, match="goes on as the prompt does"):  # one has more room in its segment
+        generate(letters, [[text(1)]], guidance=2.0, without=[text(1, 2, 3)])
+    with pytest.raises(InputError, match="without has holes"):
+        generate(letters, [[text(1)]], guidance=2.0, without=[text(letters.modalities["letters"].vocab)])
+
+
+def test_log_probs_do_not_depend_on_other_rows_alphabets() -> None:
+    """A sum over a padded alphabet is in another order than over a bare one, in the last bit."""
+    model = CASES["free documents"].model("small")
+    together = {s.index: s for s in generate(model, n=12, seed=3, max_symbols=40)}
+    for sample in generate(model, n=12, seed=3, max_symbols=40, batch_size=1):
+        assert sample.exact and sample.log_probs == together[sample.index].log_probs
+
+
+@pytest.mark.parametrize("proposer", [None, FixedPoint()], ids=["plain", "guessed"])
+def test_rows_at_different_places_of_their_units(proposer: Any) -> None:
+    """A prompt that ends within a frame, beside frames that end early: as many symbols to go, from elsewhere."""
+    model = build(Clip(vocab=5, unit_symbols=4), layout=["clip"])
+    prompt = [segment_of("clip", [1, 2, 3, 4, 0, 1], 4)]
+    alone = [s.symbols for k in range(20) for s in generate(model, [prompt], samples=[(0, k)])]
+    assert streams(generate(model, [prompt], n=20, batch_size=3, proposer=proposer)) == alone
+
+
+def test_compiled_rows_do_not_depend_on_holes_of_others() -> None:
+    pytest.importorskip("numba", reason="the fast extra is not installed")
+    model = build(Picture(size=(2, 4)), layout=["picture"])
+    vocab = model.modalities["picture"].vocab
+    holed = [Segment("picture", torch.tensor([[vocab] * 4, [1, 2, vocab, 0]]), None, (2, 1))]
+    (alone,) = generate(model, [[]], seed=3, fast=True)
+    together = {s.prompt: s for s in generate(model, [[], holed], seed=3, fast=True)}
+    assert together[0].log_probs == alone.log_probs and together[0].symbols == alone.symbols

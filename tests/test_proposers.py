@@ -128,6 +128,14 @@ def test_a_draft_that_is_another_model_changes_nothing(text: AutoregressiveModel
     assert {s.index: s.symbols for s in generate(text, proposer=Draft(draft), **options)} == plain
 
 
+def test_a_draft_with_a_shorter_context_stops_guessing(text: AutoregressiveModel) -> None:
+    short = AutoregressiveModel({"text": Text(kind="bytes")}, Transformer(width=8, n_layers=1, n_heads=2), ["text"], 8)
+    hash_parameters(short, 3.0)
+    (plain,) = generate(text, seed=5, max_symbols=30)
+    (found,) = generate(text, seed=5, max_symbols=30, proposer=Draft(short.eval()))
+    assert found.symbols == plain.symbols
+
+
 def test_a_draft_of_another_vocabulary_is_refused(text: AutoregressiveModel) -> None:
     with pytest.raises(InputError, match="another vocabulary"):
         generate(text, proposer=Draft(build(letters=Letters())), max_symbols=4)

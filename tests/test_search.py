@@ -11,7 +11,8 @@ from tiny_modalities import Clip, Letters, Picture, hash_parameters, segment_of
 
 from armm.backbones import Transformer
 from armm.errors import InputError
-from armm.generation import Allowed, Sample, Temperature, beam_search, best_of, generate, self_consistency
+from armm.generation import Allowed, Regex, Sample, Temperature, beam_search, best_of, generate, self_consistency
+from armm.modalities import Text
 from armm.model import AutoregressiveModel
 from armm.testing.streams import conditionals, leaves
 
@@ -79,6 +80,16 @@ def test_filters_rule_symbols_out_of_the_search(free: AutoregressiveModel) -> No
     )
     for sample in found:
         assert {symbol for s in sample.document if s.modality == "letters" for symbol in s.flat().tolist()} <= {2, 3}
+
+
+def test_a_search_ends_where_a_grammar_does() -> None:
+    constraints = pytest.importorskip("llguidance", reason="the constraints extra is not installed")
+    assert constraints
+    model = AutoregressiveModel({"text": Text(kind="bytes")}, Transformer(width=8, n_layers=1, n_heads=2), ["text"])
+    hash_parameters(model)
+    pattern = Regex("ab|cd|e", model.modalities["text"])
+    found = beam_search(model.eval(), width=3, n_best=3, filters=[pattern], max_symbols=10)
+    assert {s.decoded[0] for s in found} == {"ab", "cd", "e"} and {s.stop for s in found} == {"grammar"}
 
 
 @pytest.mark.parametrize(

@@ -388,3 +388,26 @@ def test_a_state_builds_no_graph(corpus: AutoregressiveModel) -> None:
     for _ in range(3):
         assert not state.extend([[1]]).requires_grad
     assert isinstance(state.document(0)[0], Segment)
+
+
+def test_symbols_may_be_appended_without_asking_what_follows() -> None:
+    """The ring of a convolution head needs the places that nobody asked about."""
+    model = build({"clip": Clip()}, ["clip"])
+    stream = [0, 3, 1, 2, 0, 4, 0, 1, 0, 2, 2, 3]
+    state = model.state()
+    for number, symbol in enumerate(stream):
+        state.append([[symbol]])
+        if number in (3, 7):
+            state.logits([0])
+    torch.testing.assert_close(state.logits([0])[0], logits_after(model, stream), atol=2e-5, rtol=1e-5)
+
+
+def test_states_move_with_gradients_on(corpus: AutoregressiveModel) -> None:
+    """Their tensors were made without, which in-place changes outside would refuse."""
+    state, other = corpus.state(2), corpus.state(1)
+    state.append([[1, 2, 3], [4]])
+    other.append([[5]])
+    state.truncate([1, 1])
+    state.gather_rows([1, 0])
+    state.copy_row(0, other, 0)
+    check_row(state.extend([[2], [3]])[0], logits_after(corpus, [5, 2]))

@@ -83,6 +83,20 @@ def test_a_text_ends_before_a_stop_string(kind: str, bytes_model: Autoregressive
     assert stopped > 4
 
 
+def test_a_stop_string_may_be_the_last_of_a_text() -> None:
+    """Every text that codes its end ends with one of its symbols; whatever follows in the document is dropped."""
+    free = build(text=Text(kind="bytes", ended=True, max_units=8), image=Image(size=(2, 2), levels=2))
+    letters = LogitBias([(symbol, 20.0) for symbol in b"ab"], modality="text")
+    with torch.no_grad():
+        free.control_logits["begin_text"][-1] += 3
+        free.decisions["text"].bias[1] -= 9  # no empty texts
+    parts, samples = pieces(free, n=40, seed=1, filters=[letters], stops=["b"], max_symbols=60)
+    assert all("b" not in text for s in samples for text in s.decoded if isinstance(text, str))
+    assert not any("b" in p.data for p in parts if isinstance(p.data, str))
+    stopped = [s for s in samples if s.stop == "stop"]
+    assert len(stopped) > 3 and all(s.document[-1].modality == "text" for s in stopped)
+
+
 def test_a_stop_string_in_the_prompt_does_not_stop(bytes_model: AutoregressiveModel) -> None:
     """Nor does one that only ends in what is generated."""
     prompt = [bytes_model.modalities["text"].encode("abca")]

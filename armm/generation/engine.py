@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from armm.generation.draw import Drawer, guided
 from armm.generation.filters import Row
@@ -41,7 +41,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Finished:
-    """A sample that has come to its end; `text` is what a stop string left of its last segment."""
+    """A sample that has come to its end; `text` is what a stop string left of segment number `segment`."""
 
     prompt: int
     index: int
@@ -49,7 +49,8 @@ class Finished:
     n_prompt: int
     log_probs: list[float]
     stop: str
-    text: str | None
+    text: str | None = None
+    segment: int = 0
 
 
 class Guess(NamedTuple):
@@ -67,6 +68,7 @@ class Engine:
         queue: (prompt, index) of every sample, in the order in which they are begun.
     """
 
+    @torch.inference_mode()
     def __init__(
         self,
         model: AutoregressiveModel,
@@ -78,6 +80,7 @@ class Engine:
         self.queue = deque(queue)
         self.drawer = Drawer(settings.seed, settings.filters, model.begin.device)
         self.twins = settings.guidance is not None
+        self.width = model.grammar.largest_alphabet
         self.units = UnitDrawer(model.grammar, self.drawer, settings)
         self.prompts: dict[int, State] = {}  # the one being sampled from: read once, whatever the number of samples
         n = min(settings.batch_size, len(self.queue))
@@ -155,15 +158,16 @@ class Engine:
     def _finish(self, row: int) -> Finished:
         lane = self.lanes[row]
         symbols = [*lane.start.read, *lane.drawn]
-        text = lane.watch.text if lane.watch and lane.stop == "stop" else None
-        return Finished(lane.prompt, lane.index, symbols, len(lane.start.read), lane.nats, lane.stop, text)
+        found = (lane.watch.text, lane.watch.segment) if lane.watch and lane.stop == "stop" else (None, 0)
+        return Finished(lane.prompt, lane.index, symbols, len(lane.start.read), lane.nats, lane.stop, *found)
 
     # -------------------------------------------------------------------- one step
 
     def _advance(self) -> None:
         """Draw one symbol of every row, or all that are left in its open unit."""
         single: list[int] = []
-        units: dict[tuple[str, int, int], list[int]] = {}  # by modality, symbols missing in the unit, symbols to draw
+        # by modality, symbols there and missing in the unit, symbols to draw, and whether some are given
+        units: dict[tuple[str, int, int, int, bool], list[int]] = {}
         for row, lane in enumerate(self.lanes):
             cursor = self.state.cursors[row]
             n = cursor.unit_length if cursor.stage == Stage.PAYLOAD else 1
@@ -172,9 +176,11 @@ class Engine:
             if n == 1 and (cursor.stage != Stage.PAYLOAD or not self.state.looks_ahead(row)):
                 single.append(row)
             else:
-                units.setdefault((cursor.modality, cursor.unit_length, n), []).append(row)
+                at = len(cursor.payload) % self.model.modalities[cursor.modality].unit_symbols
+                kind = (cursor.modality, at, cursor.unit_length, n, bool(lane.start.given))
+                units.setdefault(kind, []).append(row)
         appended = self._draw_one(single) if single else {}
-        for (_, _, n), rows in units.items():
+        for (*_, n, _), rows in units.items():
             lanes = [self.lanes[row] for row in rows]
             drawn, nats = self.units.draw(self.state, self._with_twins(rows), lanes, n)
             for lane, symbols, own in zip(lanes, drawn, nats, strict=True):
@@ -198,9 +204,9 @@ class Engine:
         lanes = [self.lanes[row] for row in rows]
         ahead = [lane.ahead for lane in lanes if lane.ahead is not None]
         if len(ahead) == len(lanes):
-            logits = pad_sequence(ahead, batch_first=True, padding_value=float("-inf"))
+            logits = torch.stack(ahead)
         else:
-            logits = self.state.logits(self._with_twins(rows))
+            logits = self._widened(self.state.logits(self._with_twins(rows)))
             logits = guided(logits, self.settings.guidance) if self.settings.guidance is not None else logits
         possible = self._force(rows, logits)
         drawn = self.drawer.draw(possible, self._rows(rows), [lane.place() for lane in lanes])
@@ -209,6 +215,10 @@ class Engine:
             lane.ahead = None
             lane.take([symbol], [own])
         return {row: [symbol] for row, symbol in zip(rows, drawn.tolist(), strict=True)}
+
+    def _widened(self, logits: Tensor) -> Tensor:
+        """Logits over the model's largest alphabet: sums over them must not depend on the other rows' alphabets."""
+        return F.pad(logits, (0, self.width - logits.shape[-1]), value=float("-inf"))
 
     def _force(self, rows: Sequence[int], logits: Tensor) -> Tensor:
         """Where a plan says what begins next, leave that control symbol alone."""
@@ -235,7 +245,7 @@ class Engine:
             return
         after = self.state.verify(lists)
         asked = [(row, number) for row, own in guesses.items() for number in range(len(own))]
-        logits = pad_sequence([after[r][k] for r, k in asked], batch_first=True, padding_value=float("-inf"))
+        logits = torch.stack([self._widened(after[r][k]) for r, k in asked])
         rows = [guesses[r][k].row for r, k in asked] if self.drawer.reads_rows else []
         drawn = self.drawer.draw(logits, rows, [self.lanes[r].place(k) for r, k in asked]).tolist()
         nats = logits.log_softmax(-1)
@@ -250,7 +260,7 @@ class Engine:
                 right += 1
             lane.pace.record(len(own), right)
             lengths[row] = lane.length
-            lane.ahead = after[row][right] if after[row][right].numel() else None
+            lane.ahead = self._widened(after[row][right]) if after[row][right].numel() else None
         self.state.truncate(lengths)
 
     def _guesses(self, row: int, symbols: list[int]) -> list[Guess]:

@@ -138,7 +138,13 @@ class Draft(Proposer):
         """Raises InputError: the draft's streams mean something else than the model's."""
         own, other = self.model.grammar, model.grammar
         same = own.names == other.names and own.layout == other.layout
-        sizes = [[(m.vocab, m.unit_symbols, m.ended) for m in g.modalities.values()] for g in (own, other)]
+        sizes = [
+            [
+                (m.vocab, m.unit_symbols, m.ended, m.header_sizes, m.header((0,) * len(m.header_sizes)))
+                for m in g.modalities.values()
+            ]
+            for g in (own, other)
+        ]
         if not same or sizes[0] != sizes[1]:
             raise InputError(
                 "the draft model has other modalities or another vocabulary than the model; "
@@ -146,6 +152,9 @@ class Draft(Proposer):
             )
 
     def propose(self, view: View, n: int) -> list[int]:
+        context = self.model.grammar.context
+        if context is not None and view.cursor.position >= context:
+            return []  # more than the draft can read
         sample = (view.prompt, view.index)
         state = self._states.pop(sample, None) or self.model.state(1)
         if len(self._states) >= self.n_kept:

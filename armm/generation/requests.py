@@ -19,11 +19,13 @@ class Start:
         read: symbols of the stream that are read before anything is drawn.
         given: symbols further on that are kept, by their place in the stream; between them are holes to fill.
         without: what the twin reads that guidance steers away from.
+        n_holes: how many symbols between are to be filled.
     """
 
     read: list[int]
     given: Mapping[int, int] = field(default_factory=dict)
     without: list[int] | None = None
+    n_holes: int = 0
 
 
 def start(model: AutoregressiveModel, prompt: Document, complete: bool = False, n_unknown: int = 0) -> Start:
@@ -50,7 +52,7 @@ def start(model: AutoregressiveModel, prompt: Document, complete: bool = False, 
         )
     stream = grammar.flatten(prompt, open_end=not complete)
     stream = stream[:-1] if complete and grammar.layout is None else stream  # without the symbol that ends a document
-    n_units, context = grammar.n_units(prompt), grammar.context
+    n_units, context = grammar.n_units(prompt) - (grammar.layout is None), grammar.context  # the end is not there yet
     holes = find_holes(grammar, stream, n_unknown) if context is None or n_units <= context else []
     if context is not None and n_units >= context and not holes:
         raise InputError(f"the prompt has {n_units} units, the model's context is {context}; shorten the prompt")
@@ -58,7 +60,7 @@ def start(model: AutoregressiveModel, prompt: Document, complete: bool = False, 
         return Start(stream)
     unknown = set(holes)
     given = {place: symbol for place, symbol in enumerate(stream) if place > holes[0] and place not in unknown}
-    return Start(stream[: holes[0]], given)
+    return Start(stream[: holes[0]], given, n_holes=len(holes))
 
 
 def untold(model: AutoregressiveModel, prompt: Document, complete: bool = False) -> Start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,7 +161,10 @@ class Job:
         if self.guidance is None:
             return starts
         if self.without:
-            twins = [start(self.model, self.without, self.prompt_complete)] * len(starts)
+            twin = start(self.model, self.without, self.prompt_complete)
+            if twin.n_holes:
+                raise InputError("without has holes; it is only read, so give it whole")
+            twins = [twin] * len(starts)
         else:
             twins = [untold(self.model, prompt, self.prompt_complete) for prompt in self.prompts]
         for own, twin in zip(starts, twins, strict=True):
@@ -168,19 +172,40 @@ class Job:
         return [replace(own, without=twin.read) for own, twin in zip(starts, twins, strict=True)]
 
     def run(self) -> Iterator[Drawn | Sample]:
-        """What happens, as it happens: symbols drawn, samples finished."""
-        model, training = self.model, self.model.training
+        """What happens, as it happens: symbols drawn, samples finished.
+
+        The model is in evaluation mode while a step is computed, and as it was whenever the caller has the word.
+        """
+        events = self._events()
+        while True:
+            with evaluating(self.model):
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
+
+    def _events(self) -> Iterator[Drawn | Sample]:
+        model = self.model
+        exact = self.exact and is_exact(model)
+        settings = Settings(
+            self.seed, arrange(self.filters), forced_controls(model, self.plan, self.prompts), self.max_symbols,
+            self.batch_size, self.proposer, self.stops, self.guidance, exact, self.fast,
+        )  # fmt: skip
+        for event in Engine(model, self._starts(), self.samples, settings).run():
+            yield event if isinstance(event, Drawn) else as_sample(model, event, exact)
+
+
+@contextmanager
+def evaluating(model: AutoregressiveModel) -> Iterator[None]:
+    """Dropout off inside, and the model as it was outside."""
+    training = model.training
+    if training:
         model.eval()
-        try:
-            exact = self.exact and is_exact(model)
-            settings = Settings(
-                self.seed, arrange(self.filters), forced_controls(model, self.plan, self.prompts), self.max_symbols,
-                self.batch_size, self.proposer, self.stops, self.guidance, exact, self.fast,
-            )  # fmt: skip
-            for event in Engine(model, self._starts(), self.samples, settings).run():
-                yield event if isinstance(event, Drawn) else as_sample(model, event, exact)
-        finally:
-            model.train(training)
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
 
 
 def job_of(
@@ -219,13 +244,22 @@ def job_of(
 
 def check_twins(model: AutoregressiveModel, stream: Sequence[int], other: Sequence[int]) -> None:
     """Raises InputError: after two prompts not the same kind of symbol comes next, so that they cannot share it."""
-    slots = []
+    ends, positions = [], []
     for symbols in (stream, other):
         cursor = model.grammar.start()
         for symbol in symbols:
             model.grammar.push(cursor, symbol)
-        slots.append((cursor.slot(), cursor.unit_length, cursor.header))
-    if slots[0] != slots[1]:
+        n_left = None if cursor.n_total is None else cursor.n_total - len(cursor.payload)
+        n_closed = len(cursor.closed) if model.grammar.layout else 0
+        bounded = bool(cursor.modality) and model.modalities[cursor.modality].max_units is not None
+        n_units = cursor.position - cursor.start if bounded else 0
+        ends.append((cursor.slot(), cursor.unit_length, cursor.header, n_left, n_closed, n_units))
+        positions.append(cursor.position)
+    if model.grammar.context is not None and positions[1] > positions[0]:
+        raise InputError(
+            "the prompt of guidance's twin is longer than the prompt, so its context ends first; shorten it"
+        )
+    if ends[0] != ends[1]:
         raise InputError(
             "guidance needs a twin that goes on as the prompt does; give one as without, such as the same prompt "
             "without its condition"
@@ -236,7 +270,7 @@ def as_sample(model: AutoregressiveModel, event: Finished, exact: bool) -> Sampl
     document = model.grammar.parse(event.symbols)
     decoded = [model.modalities[segment.modality].decode(segment) for segment in document]
     if event.text is not None:
-        decoded[-1] = event.text
+        document, decoded = document[: event.segment + 1], [*decoded[: event.segment], event.text]
     return Sample(
         event.index, event.symbols, event.n_prompt, document, decoded, event.log_probs, event.stop, exact, event.prompt
     )

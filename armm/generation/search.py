@@ -15,7 +15,7 @@ from armm.generation.engine import Finished
 from armm.generation.exact import is_exact
 from armm.generation.filters import Filter, Row, Temperature, arrange
 from armm.generation.requests import ends_by_itself, start
-from armm.generation.sampling import Sample, as_sample
+from armm.generation.sampling import Sample, as_sample, evaluating
 from armm.grammar import Stage
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
@@ -77,22 +77,18 @@ def beam_search(
     if any(isinstance(keep, Temperature) for keep in filters):
         raise InputError("beam search ranks by log-probability, which a temperature does not change; leave it out")
     begin = start(model, prompt or [], prompt_complete)
-    if begin.given:
+    if begin.n_holes:
         raise InputError("beam search continues a prompt and does not fill holes; give the prompt whole")
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         exactly = exact and is_exact(model)
         state = model.state(1, exactly)
         state.append([begin.read])
         began = (len(state.cursors[0].closed), len(state.cursors[0].payload))
         search = _Search(model, arrange(filters), width, length_penalty, max_symbols, began)
         ended = search.run(state, n_best)
-    finally:
-        model.train(training)
     samples = []
     for rank, beam in enumerate(ended[:n_best]):
-        event = Finished(0, rank, [*begin.read, *beam.symbols], len(begin.read), list(beam.nats), beam.stop, None)
+        event = Finished(0, rank, [*begin.read, *beam.symbols], len(begin.read), list(beam.nats), beam.stop)
         samples.append(as_sample(model, event, exactly))
     return samples
 
@@ -144,6 +140,8 @@ class _Search:
         cursor = state.cursors[row]
         if cursor.stage == Stage.DONE:
             return "context" if cursor.cut else "end"
+        if self.filters and any(keep.complete(Row.at(cursor, self.began)) for keep in self.filters):
+            return "grammar"
         return "length" if self.max_symbols is not None and len(beam.symbols) >= self.max_symbols else ""
 
     def _settled(self, beams: list[Beam], ended: list[Beam], n_best: int) -> bool:

@@ -22,6 +22,7 @@ class StopWatch:
         self.cursor = grammar.start()
         self.pieces = {name: m.symbol_bytes() for name, m in grammar.modalities.items()}
         self.text, self.found = "", False
+        self.segment = 0  # the number of the one that the stop string is in
         self.finished = ""  # the text of the segment that ended last
         self._begin()
 
@@ -37,18 +38,18 @@ class StopWatch:
 
     def push(self, symbol: int) -> bool:
         """A drawn symbol; whether the text has come to a stop string. `text` is then what stands before it."""
-        self._decode(symbol)
-        places = [place for stop in self.stops if (place := self.whole.find(stop, self.searched)) >= 0]
-        if places:
-            self.text, self.found = self.whole[: min(places)], True
+        self._decode(symbol, search=True)
         return self.found
 
-    def _decode(self, symbol: int) -> None:
+    def _decode(self, symbol: int, search: bool = False) -> None:
         slot = self.cursor.slot()
         n_closed = len(self.cursor.closed)
         pieces = self.pieces.get(slot.modality) if slot.stage == Stage.PAYLOAD else None
         if pieces is not None:
             self.whole += self.decoder.decode(pieces[symbol])
+            places = [place for stop in self.stops if (place := self.whole.find(stop, self.searched)) >= 0]
+            if search and places:  # before the segment may end with this symbol
+                self.text, self.found, self.segment = self.whole[: min(places)], True, n_closed
         if slot.stage != Stage.DONE:
             self.grammar.push(self.cursor, symbol)
         if len(self.cursor.closed) > n_closed and not self.found:

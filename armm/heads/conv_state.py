@@ -149,6 +149,9 @@ class ConvState(HeadState):
             self.past = F.pad(self.past, (0, 0, 0, max(missing, self.past.shape[1])), value=self.unit.vocab)
 
     def extend(self, rows: Tensor, symbols: Tensor) -> None:
+        stale = [row for row in rows.tolist() if not self.fresh[row]]
+        if stale:  # nobody asked for logits; the ring needs the layers' inputs all the same
+            self._step_apart(stale)
         self.accept(rows, symbols[:, None])
 
     def accept(self, rows: Tensor, symbols: Tensor) -> None:
