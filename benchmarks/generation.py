@@ -29,6 +29,7 @@ from armm.heads.causal_conv import CausalConvHead
 from armm.modalities import Audio, Image
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
+from armm.prepacking import prepack
 from armm.quantization import quantise
 from armm.testing.models import randomised
 
@@ -143,7 +144,7 @@ def tokens(n: int, seed: int) -> tuple[int, ...]:
 
 def in_precision(model: AutoregressiveModel, precision: Precision) -> AutoregressiveModel:
     """The model itself, changed."""
-    return model if precision == "fp32" else quantise(model, precision)
+    return prepack(model) if precision == "fp32" else quantise(model, precision)
 
 
 def llama_cpp_is_here(setting: Setting) -> bool:

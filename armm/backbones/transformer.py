@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from armm.backbones.backbone import Backbone, BackboneConfig, BackboneState
 from armm.backbones.transformer_state import TransformerState, attend
 from armm.errors import InputError
+from armm.exactness import rows_needed
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,11 @@ class TransformerBackbone(Backbone):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * 0.8)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    @property
+    def rows_needed(self) -> int:
+        """See `armm.exactness`: learned positions are looked up, so the blocks' products are all there are."""
+        return max(rows_needed(block) for block in self.blocks)
 
     def angles(self, positions: Tensor) -> Tensor | None:
         """(*) positions -> (*, E / 2) rotation angles."""

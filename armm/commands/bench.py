@@ -15,6 +15,7 @@ from armm.errors import InputError
 from armm.generation import Sample, generate, stream
 from armm.generation.requests import ends_by_itself
 from armm.model import AutoregressiveModel
+from armm.prepacking import prepack
 
 DEFAULT_LENGTH = 256  # symbols of a sample, where documents have no end of their own
 
@@ -67,7 +68,7 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"--rows {options.rows}: expected batch sizes such as 1,16")
     if not options.seconds > 0:
         raise InputError(f"--seconds is {options.seconds:g}, it must be greater than 0")
-    model = bundle.load(options.run, options.device, options.weights)
+    model = prepack(bundle.load(options.run, options.device, options.weights))
     limit = options.max_symbols
     if limit is None and not ends_by_itself(model):
         limit = DEFAULT_LENGTH

@@ -30,6 +30,7 @@ from armm.generation import Proposer, Sample
 from armm.generation.engine import Drawn
 from armm.generation.sampling import job_of
 from armm.model import AutoregressiveModel
+from armm.prepacking import prepack
 from armm.sequence import Document
 
 DEFAULT_LENGTH = 1000  # symbols, for models whose documents have no end of their own
@@ -84,7 +85,7 @@ def run(arguments: list[str]) -> int:
     if options.mask is not None and (options.prompts is not None or not options.prompt):
         raise InputError("--mask says which pixels of an image are kept; give the image with --prompt, not --prompts")
     place = bundle.find(options.run)
-    model = bundle.load(place, options.device, options.weights)
+    model = prepack(bundle.load(place, options.device, options.weights))
     request = parse_request(model, options, DEFAULT_LENGTH)
     prompts, names = read_prompts(model, options)
     documents = [read_prompt(model, own, request, name) for own, name in zip(prompts, names, strict=True)]

@@ -21,6 +21,7 @@ from armm.commands.prompting import about_file, sha256
 from armm.errors import InputError
 from armm.generation import Sample
 from armm.model import AutoregressiveModel
+from armm.prepacking import prepack
 
 MOST_THREADS = 256  # more than that is no machine but a damaged number
 
@@ -55,7 +56,7 @@ def run(arguments: list[str]) -> int:
             raise InputError(f"{message}; name the model with --run, or add --anyway")
         print(message)
     with about_file(options.file), as_many_threads(origin.machine.threads):
-        model = bundle.load(place, options.device or origin.machine.device, origin.request.weights)
+        model = prepack(bundle.load(place, options.device or origin.machine.device, origin.request.weights))
         for change in changes(origin, this_machine(model)):
             print(f"{options.file}: {change}")
         expected = make_again(model, origin)

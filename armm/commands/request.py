@@ -36,6 +36,7 @@ from armm.generation import (
 from armm.generation.constraints import JsonSchema, Regex
 from armm.generation.requests import ends_by_itself
 from armm.model import AutoregressiveModel
+from armm.prepacking import prepack
 
 PROPOSERS: dict[str, type[Proposer]] = {
     "ngram": NGram,
@@ -216,7 +217,7 @@ def parse_proposer(model: AutoregressiveModel, argument: str | None, device: str
         return None
     if argument.startswith("draft:"):
         with about_file(f"--proposer {argument}"):
-            draft = Draft(bundle.load(argument.removeprefix("draft:"), device))
+            draft = Draft(prepack(bundle.load(argument.removeprefix("draft:"), device)))
             draft.check(model)
         return draft
     if argument not in PROPOSERS:

@@ -58,7 +58,9 @@ class Drawer:
         samples, positions = [place.sample for place in places], [place.position for place in places]
         fits = self._used < self._block.shape[1] and self._block.shape[2] == vocab and samples == self._samples
         if not fits or positions != [first + self._used for first in self._first]:
-            n = max(1, min(256, NOISE_BLOCK // (vocab * len(places))))
+            # one place at first, and more at once the longer places have followed each other
+            follows = samples == self._samples and positions == [at + self._block.shape[1] for at in self._first]
+            n = max(1, min(2 * self._block.shape[1] if follows else 1, 256, NOISE_BLOCK // (vocab * len(places))))
             at = torch.tensor(positions, device=self.device)[:, None] + torch.arange(n, device=self.device)
             whose = torch.tensor(samples, device=self.device)[:, None].expand_as(at)
             self._block = gumbel(self.seed, whose, at, vocab)
