@@ -33,6 +33,7 @@ class PrepackedLinear(nn.Module):
         super().__init__()
         weight = weight.detach().contiguous()
         self.out_features, self.in_features = weight.shape
+        self.packed_bytes = weight.nbytes
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self.bias = None if bias is None else bias.detach().clone()
         x = (torch.arange(3 * weight.shape[1]) * 7919 % 17 - 8).view(3, -1).float()

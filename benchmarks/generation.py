@@ -181,7 +181,7 @@ def text_b1(precision: Precision, kind: llama_gguf.Kind, setting: Setting) -> Co
     n_new, prompt = 128, tokens(16, seed=1)
     model = in_precision(llama.our_llama().to(setting.device), precision)
     ours = alone(Request(model, n_new, (prompt,), filters=(Temperature(0),)), setting)
-    original = model if precision == "fp32" else llama.our_llama().to(setting.device)
+    original = llama.our_llama().to(setting.device)
     peers: list[Contender] = []
     notes: list[str] = []
     if llama_cpp_is_here(setting):

@@ -15,7 +15,7 @@ from armm.errors import InputError
 from armm.generation import Sample, generate, stream
 from armm.generation.requests import ends_by_itself
 from armm.model import AutoregressiveModel
-from armm.prepacking import prepack
+from armm.prepacking import PrepackedLinear, prepack
 
 DEFAULT_LENGTH = 256  # symbols of a sample, where documents have no end of their own
 
@@ -121,7 +121,8 @@ def measure(
 
 def size(module: nn.Module) -> int:
     """Bytes of a module's matrices."""
-    return sum(x.nbytes for x in (*module.parameters(), *module.buffers()) if x.dim() > 1)
+    plain = sum(x.nbytes for x in (*module.parameters(), *module.buffers()) if x.dim() > 1)
+    return plain + sum(part.packed_bytes for part in module.modules() if isinstance(part, PrepackedLinear))
 
 
 def line(model: AutoregressiveModel, found: Measured) -> str:

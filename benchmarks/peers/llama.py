@@ -19,6 +19,7 @@ from armm.backbones import Transformer
 from armm.heads import Categorical, HeadConfig
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
+from armm.prepacking import PrepackedLinear
 from armm.sequence import Segment
 
 BOS = 1
@@ -154,4 +155,5 @@ def bytes_read(model: AutoregressiveModel) -> int:
     """Of weights for each symbol of one row: everything but the embedding table, of which one row is read."""
     parts = [*model.backbone.modules(), *model.heads.modules()]
     tensors = {id(t): t for part in parts for t in [*part.parameters(False), *part.buffers(False)]}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    packed = sum(part.packed_bytes for part in parts if isinstance(part, PrepackedLinear))
+    return packed + sum(t.numel() * t.element_size() for t in tensors.values())

@@ -390,7 +390,6 @@ def failing(draw: Callable[..., Iterator[Any]], after: int, error: Exception) ->
         ("image", ["--prompt", "whole.png", "--mask", "small.png"], ["--mask small.png", "4x5", "4x6"]),
         ("image", ["--prompt", "whole.png", "--mask", "white.png"], ["--mask white.png", "keeps every pixel"]),
         ("image", ["--prompt", "small.png", "--mask", "mask.png"], ["small.png", "4x5", "4x6"]),
-        ("class", ["--prompt", "label=cats", "--guidance", "3"], ["guidance", "without"]),
         ("class", ["--prompt", "label=cats", "--guidance", "3", "--without", "label=cows"], ["--without", "cows"]),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) and value[0].startswith("--") else "",
