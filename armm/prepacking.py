@@ -60,8 +60,9 @@ def prepack(model: AutoregressiveModel) -> AutoregressiveModel:
         if isinstance(linear, nn.Linear) and (own := packed(linear.weight, linear.bias)):
             model.backbone.set_submodule(name, own)
     for head in model.heads.values():
-        untied = isinstance(head, CategoricalHead) and not head.config.tied and head.output is None
-        if untied and (own := packed(head.weight[: head.vocab], None)):
+        if not isinstance(head, CategoricalHead) or head.config.tied or head.output is not None:
+            continue
+        if own := packed(head.weight[: head.vocab], None):
             head.replace_output(own)
     return model.requires_grad_(False)
 

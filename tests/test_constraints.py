@@ -16,7 +16,9 @@ from tiny_modalities import Letters
 from armm.errors import InputError
 from armm.generation import constraints
 from armm.generation.constraints import Constraint, JsonSchema, Lark, Regex
-from armm.generation.filters import Banned, Row, arrange
+from armm.generation.content import Banned
+from armm.generation.filter import Row
+from armm.generation.filters import arrange
 from armm.grammar import Grammar, Slot, Stage
 from armm.modalities import Text
 

@@ -13,22 +13,9 @@ from tiny_modalities import hash_symbols
 from torch import Tensor
 
 from armm.errors import InputError
-from armm.generation.filters import (
-    Allowed,
-    Banned,
-    Filter,
-    FrequencyPenalty,
-    LogitBias,
-    MinP,
-    PresencePenalty,
-    RepetitionPenalty,
-    Row,
-    Temperature,
-    TopK,
-    TopP,
-    Typical,
-    arrange,
-)
+from armm.generation.content import Allowed, Banned, FrequencyPenalty, LogitBias, PresencePenalty, RepetitionPenalty
+from armm.generation.filter import Filter, Row
+from armm.generation.filters import MinP, Temperature, TopK, TopP, Typical, arrange
 from armm.grammar import Slot, Stage
 
 INF = float("inf")

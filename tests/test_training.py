@@ -181,7 +181,7 @@ def test_dropped_conditions_are_unknown_or_absent(layout: list[str] | None) -> N
         module.prepare(data)
         loader = data.train_dataloader()
         assert all(segment.n_units for segment in data.val.document(0, 0)) and len(data.val.document(0, 0)) == 2
-        return [loader.dataset[key] for batch in loader.batch_sampler for key in batch]
+        return [loader.dataset[key] for batch in loader.batch_sampler for key in batch]  # type: ignore[union-attr]
 
     found = documents()
     dropped = [document[0].modality == "image" or int(document[0].symbols) == 3 for document in found]

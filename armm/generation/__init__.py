@@ -1,20 +1,9 @@
 """Generation: sampling, written once on `State`."""
 
 from armm.generation.constraints import JsonSchema, Lark, Regex
-from armm.generation.filters import (
-    Allowed,
-    Banned,
-    Filter,
-    FrequencyPenalty,
-    LogitBias,
-    MinP,
-    PresencePenalty,
-    RepetitionPenalty,
-    Temperature,
-    TopK,
-    TopP,
-    Typical,
-)
+from armm.generation.content import Allowed, Banned, FrequencyPenalty, LogitBias, PresencePenalty, RepetitionPenalty
+from armm.generation.filter import Filter
+from armm.generation.filters import MinP, Temperature, TopK, TopP, Typical
 from armm.generation.proposers import Draft, FixedPoint, Hold, NGram, Proposer, UnitAbove
 from armm.generation.sampling import Sample, generate
 from armm.generation.search import beam_search, best_of, self_consistency

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from armm.errors import InputError
-from armm.generation.filters import Filter, Row
+from armm.generation.filter import Filter, Row
 from armm.grammar import Stage
 from armm.modality import Modality
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from armm.generation.filters import Filter, Row, Temperature
+from armm.generation.filter import Filter, Row
+from armm.generation.filters import Temperature
 from armm.generation.noise import gumbel
 
 NOISE_BLOCK = 1 << 16  # noise values computed at once, so that hashing costs little per symbol

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from armm.generation.draw import Drawer, guided
-from armm.generation.filters import Row
+from armm.generation.filter import Row
 from armm.generation.lane import Lane, Settings
 from armm.generation.proposers import View
 from armm.generation.requests import Start

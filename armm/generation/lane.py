@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from armm.generation.draw import Place
-from armm.generation.filters import Filter
+from armm.generation.filter import Filter
 from armm.generation.proposers import Pace, Proposer
 from armm.generation.requests import Start
 from armm.generation.stops import StopWatch

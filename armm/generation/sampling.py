@@ -10,7 +10,8 @@ from typing import Any
 from armm.errors import InputError
 from armm.generation.engine import Drawn, Engine, Finished, Settings
 from armm.generation.exact import is_exact
-from armm.generation.filters import Filter, arrange
+from armm.generation.filter import Filter
+from armm.generation.filters import arrange
 from armm.generation.proposers import Draft, Proposer
 from armm.generation.requests import Start, ends_by_itself, forced_controls, start, untold
 from armm.model import AutoregressiveModel

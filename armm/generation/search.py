@@ -13,7 +13,8 @@ from armm.errors import InputError
 from armm.generation.draw import Drawer
 from armm.generation.engine import Finished
 from armm.generation.exact import is_exact
-from armm.generation.filters import Filter, Row, Temperature, arrange
+from armm.generation.filter import Filter, Row
+from armm.generation.filters import Temperature, arrange
 from armm.generation.requests import ends_by_itself, start
 from armm.generation.sampling import Sample, as_sample, evaluating
 from armm.grammar import Stage

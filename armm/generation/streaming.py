@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from armm.generation.engine import Drawn
-from armm.generation.filters import Filter
+from armm.generation.filter import Filter
 from armm.generation.proposers import Proposer
 from armm.generation.requests import start
 from armm.generation.sampling import Job, Sample, job_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from armm.generation.draw import Drawer, guided, keep_given
-from armm.generation.filters import Row
+from armm.generation.filter import Row
 from armm.generation.lane import Lane, Settings
 from armm.generation.proposers import Proposer, UnitPace, View
 from armm.grammar import Grammar

@@ -153,6 +153,9 @@ def test_guidance_steers_away(models: Path, here: Path, run: Run) -> None:
     found = SMALL.load(here / "samples/0-0000.png")
     np.testing.assert_array_equal(found, expected.decoded[1])
     assert (found != plain.decoded[1]).any()
+    (untold,) = generate(model, [[cats]], guidance=4.0)
+    run("generate", models / "class", "--prompt", "label=cats", "--guidance", "4", "--out", "untold")
+    np.testing.assert_array_equal(SMALL.load(here / "untold/0-0000.png"), untold.decoded[1])
 
 
 # -------------------------------------------------------------- what it begins with

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from armm.generation import Filter, FixedPoint, Temperature, TopK, TopP, draw
 from armm.generation.engine import Engine, Finished
-from armm.generation.filters import Row
+from armm.generation.filter import Row
 from armm.generation.units import UnitDrawer
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
