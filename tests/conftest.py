@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Two workers on two cores: more threads than that only fight. Set before torch starts; subprocesses inherit it.
@@ -13,6 +14,10 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every program that tests stop by it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run and machine, however slow it is.
 settings.register_profile("armm", derandomize=True, deadline=None, database=None)
