@@ -15,7 +15,7 @@ from hypothesis import settings
 
 torch.set_num_threads(1)
 
-# A shell that starts the suite in the background has it ignore Ctrl-C, and so would every program that tests stop by it.
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would the programs that tests stop by it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
