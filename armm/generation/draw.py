@@ -62,9 +62,9 @@ class Drawer:
             # one place at first, and more at once the longer places have followed each other
             follows = samples == self._samples and positions == [at + self._block.shape[1] for at in self._first]
             n = max(1, min(2 * self._block.shape[1] if follows else 1, 256, NOISE_BLOCK // (vocab * len(places))))
-            at = torch.tensor(positions, device=self.device)[:, None] + torch.arange(n, device=self.device)
-            whose = torch.tensor(samples, device=self.device)[:, None].expand_as(at)
-            self._block = gumbel(self.seed, whose, at, vocab)
+            block = self.noise(places, n, vocab)
+            assert block is not None, "greedy drawing has returned above"
+            self._block = block
             self._samples, self._first, self._used = samples, positions, 0
         noise = self._block[:, self._used]
         self._used += 1

@@ -20,6 +20,8 @@ from armm.grammar import Cursor, Grammar, Stage
 from armm.model import AutoregressiveModel
 from armm.state import State
 
+REST = 32  # symbols during which a proposer that was wrong again and again is not asked
+
 
 @dataclass(frozen=True)
 class View:
@@ -196,7 +198,7 @@ class Pace:
         self.wanted = min(2 * self.wanted, 64) if right == n else max(right + 1, 2)
         self.misses = 0 if right else self.misses + 1
         if self.misses >= 3:
-            self.rest, self.misses = min(8 << min(self.misses, 3), 32), 0
+            self.rest, self.misses = REST, 0
 
 
 @dataclass

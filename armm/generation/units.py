@@ -36,7 +36,9 @@ class UnitDrawer:
         """
         cursor = state.cursors[rows[0]]
         noise = self.drawer.noise([lane.place() for lane in lanes], n, self.grammar.vocab(cursor.slot()))
-        given = [[lane.start.given.get(lane.length + k, -1) for lane in lanes] for k in range(n)]
+        given = [[-1] * len(lanes)] * n
+        if any(lane.start.given for lane in lanes):
+            given = [[lane.start.given.get(lane.length + k, -1) for lane in lanes] for k in range(n)]
         drawn, logits = (
             self._compiled(state, rows, lanes, n, noise)
             or self._guessed(state, rows, lanes, given, noise)
