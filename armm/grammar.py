@@ -335,10 +335,15 @@ class Grammar:
     def parse(self, stream: Sequence[int]) -> Document:
         """The document of a stream, complete or cut short anywhere."""
         cursor = self.start()
-        for symbol in stream:
-            if cursor.stage == Stage.DONE:
-                break
-            self.push(cursor, symbol)
+        at = 0
+        while at < len(stream) and cursor.stage != Stage.DONE:
+            if cursor.stage == Stage.PAYLOAD:
+                run = stream[at : at + cursor.unit_length]
+                self.push_payload(cursor, run)
+                at += len(run)
+            else:
+                self.push(cursor, stream[at])
+                at += 1
         runs = list(cursor.closed)
         if cursor.modality and len(cursor.coded) == len(self.modalities[cursor.modality].header_sizes):
             runs.append((cursor.modality, cursor.header, cursor.payload))

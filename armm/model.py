@@ -255,9 +255,10 @@ class AutoregressiveModel(nn.Module):
 
     # --------------------------------------------------------- stepwise view
 
-    def state(self, n_rows: int = 1, exact: bool = False) -> State:
+    def state(self, n_rows: int = 1, exact: bool = False, compiled: bool = False) -> State:
         """An empty state of documents that have not begun.
 
         exact: logits do not depend on the other rows, bit for bit, where the machine's products allow it.
+        compiled: the backbone takes its steps in compiled code, where there is such (`pip install "armm[fast]"`).
         """
-        return State(self, n_rows, exact)
+        return State(self, n_rows, exact, compiled)

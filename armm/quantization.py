@@ -29,6 +29,8 @@ Weights = Literal["bf16", "int8", "int4"]
 GROUPS = (32, 64, 128, 256)  # what the int4 products take
 STEP = 16  # what int8 takes of inputs at a time (it reads past the end of less), and int4 of outputs
 ALIGNMENT = 64  # bytes; the int8 product ends the process where activations begin at no multiple of 32
+BASE, LARGEST_PAIR, ZERO_DIGIT = 128, 127 * 128 - 1, 128  # of activations as two digits each
+ONE, NO_OFFSET = torch.ones(1), torch.zeros(1, dtype=torch.int64)  # of weights that are integers
 REFITS = 3  # of the scales and offsets of int4
 BLOCK = 1 << 18  # weights that are worked on at a time, so that they stay in the cache
 
@@ -120,6 +122,8 @@ class Kernel:
         pack: codes and scales, as `to_int8` or `to_int4` gives them -> the matrix as `product` wants it.
         unpack: that matrix, scales, group -> codes.
         product: (M, K) rows, that matrix, scales, group -> (M, N) float32.
+        in_half: the same of bfloat16 rows, to bfloat16; None if there is none.
+        of_digits: the same of (M, K) uint8 rows that mean `ZERO_DIGIT` less, without the scales; None if there is none.
         tolerance: of a sum, relative to the sum of its terms' magnitudes; the result may be rounded to bfloat16 too.
     """
 
@@ -128,6 +132,8 @@ class Kernel:
     unpack: Callable[[Tensor, Tensor, int], Tensor]
     product: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     tolerance: float = 1e-5
+    in_half: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None
+    of_digits: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def agrees(self, codes: Tensor, packed: Tensor, scales: Tensor, group: int) -> bool:
         """Whether the product of a packed matrix is that of its numbers."""
@@ -152,8 +158,41 @@ def _int8_unpack(matrix: Tensor, scales: Tensor, group: int) -> Tensor:
 
 
 def _int8_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
-    x = x.bfloat16()  # float32 is accepted, and 6 to 20 times slower
-    return torch._weight_int8pack_mm(x.clone() if x.data_ptr() % ALIGNMENT else x, matrix, scales).float()
+    return _int8_in_half(x.bfloat16(), matrix, scales, group).float()  # float32 is accepted, and 6 to 20 times slower
+
+
+def _int8_in_half(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    return torch._weight_int8pack_mm(x.clone() if x.data_ptr() % ALIGNMENT else x, matrix, scales)
+
+
+def _digits_pack(codes: Tensor, scales: Tensor) -> Tensor:
+    if not torch.cpu._is_vnni_supported():
+        raise RuntimeError("without these instructions the product is a hundred times slower, or overflows")
+    return torch.ops.onednn.qlinear_prepack(codes, [2, codes.shape[1]])
+
+
+def _digits_unpack(matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    """How the codes lie is oneDNN's own affair, so the product itself reads them, with rows of the identity."""
+    identity = torch.eye(matrix.shape[0], dtype=torch.uint8) + ZERO_DIGIT
+    return _of_digits(identity, matrix).T.to(torch.int8).contiguous()
+
+
+def _digits_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    """Every number of a row as an integer times the row's step, the integer as two digits of base 128."""
+    x = x.float()
+    largest = x.abs().amax(dim=1, keepdim=True)
+    step = torch.where(largest > 0, largest / LARGEST_PAIR, 1.0)
+    whole = (x / step).round_()
+    high = (whole / BASE).round_()
+    both = _of_digits((torch.cat([high, whole - BASE * high]) + ZERO_DIGIT).to(torch.uint8), matrix)
+    return (BASE * both[: len(x)] + both[len(x) :]) * step * scales.float()
+
+
+def _of_digits(digits: Tensor, matrix: Tensor) -> Tensor:
+    """(M, K) uint8, `ZERO_DIGIT` more than they mean: for signed ones there is no fast product. Exact sums."""
+    return torch.ops.onednn.qlinear_pointwise(
+        digits, 1.0, ZERO_DIGIT, matrix, ONE, NO_OFFSET, None, 1.0, 0, torch.float32, "none", [], ""
+    )
 
 
 def _int8_on_the_fly(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
@@ -171,8 +210,11 @@ def _int4_pack(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def _int4_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
-    # float32 is accepted, and 25 times slower
-    return torch._weight_int4pack_mm_for_cpu(x.bfloat16(), matrix, group, scales).float()
+    return _int4_in_half(x.bfloat16(), matrix, scales, group).float()  # float32 is accepted, and 25 times slower
+
+
+def _int4_in_half(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    return torch._weight_int4pack_mm_for_cpu(x, matrix, group, scales)
 
 
 def _int4_pack_cuda(codes: Tensor, scales: Tensor) -> Tensor:
@@ -207,18 +249,19 @@ def _float_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Ten
     return F.linear(x.float(), matrix)
 
 
+DIGITS = Kernel("onednn.qlinear", _digits_pack, _digits_unpack, _digits_product, tolerance=1e-4, of_digits=_of_digits)
 FLOAT = Kernel("float", _float_pack, _float_unpack, _float_product)
 ON_THE_FLY = Kernel("int8 on the fly", _int8_pack, _int8_unpack, _int8_on_the_fly)
-INT8 = Kernel("_weight_int8pack_mm", _int8_pack, _int8_unpack, _int8_product)
+INT8 = Kernel("_weight_int8pack_mm", _int8_pack, _int8_unpack, _int8_product, in_half=_int8_in_half)
 INT8_CUDA = Kernel("_weight_int8pack_mm", _int8_pack, _int8_unpack, _int8_product_cuda)
-INT4 = Kernel("_weight_int4pack_mm_for_cpu", _int4_pack, _int4_unpack, _int4_product)
+INT4 = Kernel("_weight_int4pack_mm_for_cpu", _int4_pack, _int4_unpack, _int4_product, in_half=_int4_in_half)
 INT4_CUDA = Kernel("_weight_int4pack_mm", _int4_pack_cuda, _int4_unpack, _int4_product_cuda, tolerance=1e-3)
 
 
 def kernels(weights: Weights, device: torch.device) -> tuple[Kernel, ...]:
     """The kernels for a device, in the order in which they are tried."""
     if weights == "int8":
-        return {"cpu": (INT8, FLOAT), "cuda": (INT8_CUDA, ON_THE_FLY)}.get(device.type, (ON_THE_FLY,))
+        return {"cpu": (DIGITS, INT8, FLOAT), "cuda": (INT8_CUDA, ON_THE_FLY)}.get(device.type, (ON_THE_FLY,))
     return {"cpu": (INT4, FLOAT), "cuda": (INT4_CUDA,)}.get(device.type, ())
 
 
@@ -269,6 +312,20 @@ class PackedLinear(nn.Module):
         """Memory per weight, scales included."""
         return 8 * (self.codes.nbytes + self.scales.nbytes) / (self.in_features * self.out_features)
 
+    @property
+    def in_half(self) -> Callable[[Tensor], Tensor] | None:
+        """The layer on (M, K) bfloat16 rows, as bfloat16; None where more is to be done than to multiply."""
+        own, codes, scales, group = self._kernel.in_half, self.codes, self.scales, self.group
+        if own is None or self.bias is not None or self.n_missing or self.out_features % STEP:
+            return None
+        return lambda x: own(x, codes, scales, group)
+
+    @property
+    def of_digits(self) -> Callable[[Tensor], Tensor] | None:
+        """The product of (M, K) rows of digits without the scales; None where there is none, or more to be done."""
+        own, codes = self._kernel.of_digits, self.codes
+        return None if own is None or self.bias is not None or self.n_missing else lambda digits: own(digits, codes)
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         if self.n_missing:
@@ -306,7 +363,8 @@ class PackedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         """Scales keep their dtype, and another device may have another kernel."""
         scales = self.scales
-        moves = self.codes.is_floating_point() or fn(self.codes[:0]).device.type != self.codes.device.type
+        other_device = fn(self.scales[:0]).device.type != self.scales.device.type
+        moves = other_device or self.codes.is_mkldnn or self.codes.is_floating_point()
         if moves:
             self._unpack()
         super()._apply(fn, recurse)
@@ -314,6 +372,15 @@ class PackedLinear(nn.Module):
         if moves:
             self._pack()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: the codes as `to_int8` and `to_int4` give them."""
+        codes = self._kernel.unpack(self.codes, self.scales, self.group)
+        return {**self.__dict__, "_buffers": {**self._buffers, "codes": codes}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pack()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

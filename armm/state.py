@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 
 
 class NewUnit(NamedTuple):
-    """A unit that an extension completed."""
+    """A unit that an extension completed; the vector that every document begins with has no slot."""
 
-    slot: Slot
+    slot: Slot | None
     symbols: list[int]
     index: int
     header: tuple[int, ...]
+
+
+BEGIN = NewUnit(None, [], 0, ())
 
 
 class Synced(NamedTuple):
@@ -52,27 +55,27 @@ class State:
 
     Args:
         exact: pad every product to 16 rows and attend query by query, so that logits do not depend on the other rows.
+        compiled: the backbone takes its steps in compiled code, where there is such (`pip install "armm[fast]"`).
     """
 
     @torch.no_grad()
-    def __init__(self, model: AutoregressiveModel, n_rows: int, exact: bool = False) -> None:
+    def __init__(self, model: AutoregressiveModel, n_rows: int, exact: bool = False, compiled: bool = False) -> None:
         self.model, self.grammar = model, model.grammar
         self.device = model.begin.device
         self.min_rows = MIN_ROWS if exact else 1
         self.cursors: list[Cursor] = [self.grammar.start() for _ in range(n_rows)]
         self.streams: list[list[int]] = [[] for _ in range(n_rows)]
-        width, value_width = model.backbone_config.width, model.backbone_config.value_width
         backbone_rows = rows_needed(model.backbone) if exact else 1
         self._backbone = model.backbone.state(n_rows, backbone_rows)
+        if compiled:
+            self._backbone.compile()
         head_rows = {name: rows_needed(model.head(name)) if exact else 1 for name in model.modalities}
         self._heads = {name: model.head(name).state(n_rows, head_rows[name]) for name in model.modalities}
         self._synced: list[Synced | None] = [None] * n_rows
         self._marks: list[tuple[int, Cursor]] = [(0, self.grammar.start()) for _ in range(n_rows)]
-        self._waiting: dict[int, list[NewUnit]] = {}  # completed units that the backbone has not read yet, by row
-        begin = model.begin.expand(n_rows, 1, width)
-        values = begin.new_zeros(n_rows, 1, value_width) if value_width else None
-        rows = torch.arange(n_rows, device=self.device)
-        self._contexts = self._backbone.extend(rows, begin, values, [1] * n_rows)
+        # completed units that the backbone has not read yet, by row
+        self._waiting: dict[int, list[NewUnit]] = {row: [BEGIN] for row in range(n_rows)}
+        self._contexts = model.begin.new_zeros(n_rows, 1, model.backbone_config.width)
 
     def __len__(self) -> int:
         return max(self.lengths, default=0)
@@ -124,9 +127,9 @@ class State:
 
         Raises InputError: as `extend` does.
         """
-        if any(added[row] for row in self._waiting):
+        if any(added[row] and units != [BEGIN] for row, units in self._waiting.items()):
             self._read_waiting()
-        before, waiting = self.lengths, dict(self._waiting)
+        before, waiting = self.lengths, {row: list(units) for row, units in self._waiting.items()}
         followed: dict[int, Synced] = {}
         try:
             for row, own in enumerate(added):
@@ -141,8 +144,13 @@ class State:
             self.truncate(before)
             raise
         self._follow(followed)
-        if any(len(units) > 1 for units in self._waiting.values()):
-            self._read_waiting(stepwise)
+        several = [row for row, units in self._waiting.items() if len(units) > 1]
+        if stepwise and several:
+            self._read_waiting(stepwise=True)
+        elif several:  # rows that wait for a single unit take it as a step, later or here, behind what all begin with
+            steps = [row for row in several if self._waiting[row][0] is BEGIN and len(self._waiting[row]) == 2]
+            self._read_waiting(steps, stepwise=True)
+            self._read_waiting([row for row in several if row in self._waiting])
 
     def _push(self, row: int, symbol: int, unknown: bool = False) -> Synced | None:
         """Move a row over a symbol; where a head stands that has followed, if it belonged to a payload."""
@@ -180,23 +188,26 @@ class State:
             symbols = torch.tensor([self.streams[row][-1] for row in listed], device=self.device)
             self._heads[name].extend(torch.tensor(listed, device=self.device), symbols)
 
-    def _read_waiting(self, stepwise: bool = False) -> None:
-        """Append completed units to the backbone and keep the contexts."""
-        if not self._waiting:
+    def _read_waiting(self, rows: list[int] | None = None, stepwise: bool = False) -> None:
+        """Append completed units of some rows, or all, to the backbone and keep the contexts."""
+        rows = list(self._waiting) if rows is None else rows
+        if not rows:
             return
-        rows, new_units = list(self._waiting), list(self._waiting.values())
-        self._waiting = {}
+        new_units = [self._waiting.pop(row) for row in rows]
         counts = [len(units) for units in new_units]
         n = max(counts)
         config = self.model.backbone_config
         x = self._contexts.new_zeros(len(rows) * n, config.width)
         values = x.new_zeros(len(rows) * n, config.value_width) if config.value_width else None
-        groups: dict[Slot, list[tuple[int, NewUnit]]] = {}
+        groups: dict[Slot | None, list[tuple[int, NewUnit]]] = {}
         for i, units in enumerate(new_units):
             for j, unit in enumerate(units):
                 groups.setdefault(unit.slot, []).append((i * n + j, unit))
         for slot, members in groups.items():
             where = torch.tensor([place for place, _ in members], device=self.device)
+            if slot is None:
+                x[where] = self.model.begin
+                continue
             vectors, own_values = self.model.embed(slot, *self._stack(slot, [unit for _, unit in members]))
             x[where] = vectors[: len(members)].to(x.dtype)
             if values is not None and own_values is not None:
@@ -430,7 +441,8 @@ class State:
     @torch.no_grad()
     def gather_rows(self, index: Sequence[int]) -> None:
         """Row i becomes a copy of what row `index[i]` was; rows may be repeated, dropped and added."""
-        self._read_waiting()
+        waiting = {i: list(self._waiting[row]) for i, row in enumerate(index) if row in self._waiting}
+        self._waiting = waiting  # what nobody has asked about may never be needed
         where = torch.tensor(list(index), dtype=torch.int64, device=self.device)
         self.cursors = [self.cursors[i].copy() for i in index]
         self.streams = [list(self.streams[i]) for i in index]
@@ -443,8 +455,8 @@ class State:
     @torch.no_grad()
     def copy_row(self, row: int, source: State, source_row: int) -> None:
         """A row becomes a copy of one of another state of the same model."""
-        self._read_waiting()
         source._read_waiting()
+        self._waiting.pop(row, None)
         self.cursors[row], self.streams[row] = source.cursors[source_row].copy(), list(source.streams[source_row])
         self._marks[row], self._synced[row] = source._marks[source_row], None
         n = self.cursors[row].position + 1

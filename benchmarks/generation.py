@@ -144,7 +144,7 @@ def tokens(n: int, seed: int) -> tuple[int, ...]:
 
 def in_precision(model: AutoregressiveModel, precision: Precision) -> AutoregressiveModel:
     """The model itself, changed."""
-    return prepack(model) if precision == "fp32" else quantise(model, precision)
+    return prepack(model if precision == "fp32" else quantise(model, precision))
 
 
 def llama_cpp_is_here(setting: Setting) -> bool:

@@ -360,7 +360,7 @@ def test_a_prompt_is_read_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Counter(model, monkeypatch)
     state = model.state()
     state.extend([model.grammar.flatten(document())[:-3]])
-    assert len(counter.units) == 2
+    assert len(counter.units) == 1
     assert len(counter.loads) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from armm.backbones import Transformer, TransformerBackbone
 from armm.backbones.transformer_state import CACHE_STEP, TransformerState, attend
 from armm.errors import InputError
 from armm.model import AutoregressiveModel
+
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed: pip install armm[fast]")
 
 SMALL = Transformer(width=16, n_layers=3, n_heads=4)
 GPT2 = Transformer(
@@ -306,10 +309,11 @@ def test_backbone_is_causal(variant: str) -> None:
             assert changed[t]
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_numba)], ids=["plain", "compiled"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @given(data=st.data())
 @settings(max_examples=15)
-def test_cached_steps_equal_parallel(variant: str, data: st.DataObject) -> None:
+def test_cached_steps_equal_parallel(variant: str, compiled: bool, data: st.DataObject) -> None:
     """Rows extended by different amounts, cut back, copied and extended again are always what they say they are."""
     config = VARIANTS[variant]
     backbone = build(config)
@@ -318,6 +322,8 @@ def test_cached_steps_equal_parallel(variant: str, data: st.DataObject) -> None:
     with torch.no_grad():
         expected = backbone(x, values)
         state, length, of = backbone.state(n_rows), [0] * n_rows, list(range(n_rows))
+        if compiled:
+            state.compile()
         for _ in range(5):
             room = [row for row in range(n_rows) if length[row] < n]
             chosen = data.draw(st.lists(st.sampled_from(room), min_size=1, unique=True)) if room else []
@@ -330,7 +336,8 @@ def test_cached_steps_equal_parallel(variant: str, data: st.DataObject) -> None:
                     new[i, :count] = x[of[row], length[row] : length[row] + count]
                     if values is not None and new_values is not None:
                         new_values[i, :count] = values[of[row], length[row] : length[row] + count]
-                found = state.extend(torch.tensor(chosen), new, new_values, counts)
+                stepwise = data.draw(st.booleans())
+                found = state.extend(torch.tensor(chosen), new, new_values, counts, stepwise)
                 for i, (row, count) in enumerate(zip(chosen, counts, strict=True)):
                     close(found[i, :count], expected[of[row], length[row] : length[row] + count], 1e-4)
                     length[row] += count

@@ -44,6 +44,10 @@ class BackboneState(ABC):
         Returns: (R, N, D) contexts; what stands beyond `counts` means nothing.
         """
 
+    def compile(self) -> None:
+        """Take steps in compiled code from now on, where there is such for this backbone and machine."""
+        return
+
     @abstractmethod
     def truncate(self, lengths: list[int]) -> None:
         """Forget all positions of row i from `lengths[i]` on."""

@@ -8,6 +8,8 @@ width.
 
 from __future__ import annotations
 
+from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +20,7 @@ from armm.backbones.backbone import BackboneState
 from armm.exactness import at_least
 
 if TYPE_CHECKING:
+    from armm.backbones.fast import CompiledSteps
     from armm.backbones.transformer import Block, TransformerBackbone
 
 CACHE_STEP = 128  # key/value caches grow in multiples of this
@@ -40,6 +43,19 @@ class TransformerState(BackboneState):
         half = torch.arange(e // 2, device=like.device)
         swap[half, half + e // 2], swap[half + e // 2, half] = 1.0, -1.0
         self.swap = swap
+        self.compiles = False
+
+    def compile(self) -> None:
+        self.compiles = True
+
+    @cached_property
+    def _compiled_steps(self) -> CompiledSteps | None:
+        """Everything but the products in compiled code; None without numba, and where there is none for the device."""
+        if not self.compiles or find_spec("numba") is None:
+            return None
+        from armm.backbones.fast import compiled_steps
+
+        return compiled_steps(self.backbone, exact=self.min_rows > 1)
 
     def _reserve(self, length: int) -> None:
         missing = length - self.cache.shape[4]
@@ -56,6 +72,10 @@ class TransformerState(BackboneState):
         longest = max(before) + n
         self._reserve(longest)
         stepwise = stepwise or n == 1
+        if stepwise and self._compiled_steps is not None:
+            for row, start, count in zip(listed, before, counts, strict=True):
+                self.lengths[row] = start + count
+            return self._extend_compiled(self._compiled_steps, rows, x, values, before)
         everyone = len(listed) == len(self.lengths) and listed == list(range(r))
         together = before[0] if everyone and n == 1 and min(before) == max(before) else None
         positions = torch.tensor(before, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (R, N)
@@ -94,6 +114,18 @@ class TransformerState(BackboneState):
         for row, start, count in zip(listed, before, counts, strict=True):
             self.lengths[row] = start + count
         return normed(backbone.norm, x)[:m].view(r, n, -1)
+
+    def _extend_compiled(
+        self, steps: CompiledSteps, rows: Tensor, x: Tensor, values: Tensor | None, before: list[int]
+    ) -> Tensor:
+        """Every new position of every row as a query of its own."""
+        r, n, _ = x.shape
+        positions = (torch.tensor(before)[:, None] + torch.arange(n)).flatten()
+        own = self.backbone.split_values(None if values is None else values.flatten(0, 1))
+        x = self.backbone.start(x.flatten(0, 1), positions)
+        angles = self.backbone.angles(positions)
+        row = rows.repeat_interleave(n) if n > 1 else rows
+        return steps(x, own, angles, self.cache, row.numpy(), positions.numpy()).view(r, n, -1)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """(M,) positions -> (M, 1, E) cosines and sines of both halves."""

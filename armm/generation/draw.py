@@ -41,34 +41,33 @@ class Drawer:
         self._samples: list[int] = []
         self._first: list[int] = []
         self._block = torch.empty(0, 0, 0)
-        self._used = 0
 
     def noise(self, places: Sequence[Place], n: int, vocab: int) -> Tensor | None:
-        """(R, n, V) noise of n places of every row, from the given ones on; none where everything is greedy."""
-        if self.greedy:
-            return None
-        first = torch.tensor([place.position for place in places], device=self.device)
-        positions = first[:, None] + torch.arange(n, device=self.device)
-        samples = torch.tensor([place.sample for place in places], device=self.device)[:, None].expand_as(positions)
-        return gumbel(self.seed, samples, positions, vocab)
+        """(R, n, V) noise of n places of every row, from the given ones on; none where everything is greedy.
 
-    def next_noise(self, places: Sequence[Place], vocab: int) -> Tensor | None:
-        """(R, V) noise of a place of every row, which usually follows the one asked for before."""
+        Usually they follow those asked for before: the longer that goes on, the more is computed at once. Fewer values
+        are the first of more.
+        """
         if self.greedy:
             return None
         samples, positions = [place.sample for place in places], [place.position for place in places]
-        fits = self._used < self._block.shape[1] and self._block.shape[2] == vocab and samples == self._samples
-        if not fits or positions != [first + self._used for first in self._first]:
-            # one place at first, and more at once the longer places have followed each other
-            follows = samples == self._samples and positions == [at + self._block.shape[1] for at in self._first]
-            n = max(1, min(2 * self._block.shape[1] if follows else 1, 256, NOISE_BLOCK // (vocab * len(places))))
-            block = self.noise(places, n, vocab)
-            assert block is not None, "greedy drawing has returned above"
-            self._block = block
-            self._samples, self._first, self._used = samples, positions, 0
-        noise = self._block[:, self._used]
-        self._used += 1
-        return noise
+        length, widest = self._block.shape[1:]
+        at = positions[0] - self._first[0] if samples == self._samples else -1
+        follows = at >= 0 and all(p - first == at for p, first in zip(positions, self._first, strict=True))
+        if not follows or at + n > length or vocab > widest:
+            ahead = min(2 * length, NOISE_BLOCK // (max(vocab, widest) * len(places))) if follows else 0
+            # a block that has no room for two like it saves nothing
+            length, widest = (ahead, max(vocab, widest)) if ahead >= n + length // 2 else (n, vocab)
+            first = torch.tensor(positions, device=self.device)
+            block = first[:, None] + torch.arange(length, device=self.device)
+            numbers = torch.tensor(samples, device=self.device)[:, None].expand_as(block)
+            self._block, self._samples, self._first, at = (
+                gumbel(self.seed, numbers, block, widest),
+                samples,
+                positions,
+                0,
+            )
+        return self._block[:, at : at + n, :vocab]
 
     def filtered(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         for keep in self.filters:
@@ -80,7 +79,7 @@ class Drawer:
         for keep in self.filters:
             logits = logits if keep.reads_rows else keep(logits, [])
         noise = self.noise([place], 1, logits.shape[-1])
-        return int((logits if noise is None else logits + noise[0]).argmax())
+        return int((logits if noise is None else logits + noise[:, 0]).argmax())
 
     def draw(self, logits: Tensor, rows: Sequence[Row], places: Sequence[Place]) -> Tensor:
         """(R, V) logits -> (R,) symbols."""
@@ -96,8 +95,8 @@ class Drawer:
                 positions = torch.tensor([place.position for place in places], device=self.device)
                 chosen = (values + gumbel(self.seed, samples, positions, symbols)).argmax(dim=-1, keepdim=True)
                 return keep_given(symbols.gather(-1, chosen)[:, 0], given)
-        noise = self.next_noise(places, logits.shape[-1])
-        return keep_given((kept if noise is None else kept + noise).argmax(dim=-1), given)
+        noise = self.noise(places, 1, logits.shape[-1])
+        return keep_given((kept if noise is None else kept + noise[:, 0]).argmax(dim=-1), given)
 
 
 def keep_given(symbols: Tensor, given: Sequence[int]) -> Tensor:

@@ -84,7 +84,7 @@ class Engine:
         self.units = UnitDrawer(model.grammar, self.drawer, settings)
         self.prompts: dict[int, State] = {}  # the one being sampled from: read once, whatever the number of samples
         n = min(settings.batch_size, len(self.queue))
-        self.state = model.state(n * (1 + self.twins), settings.exact)
+        self.state = model.state(n * (1 + self.twins), settings.exact, settings.compiled)
         self.lanes = [self._begin(row, n) for row in range(n)]
 
     # ------------------------------------------------------------------ the queue
@@ -133,7 +133,7 @@ class Engine:
         if prompt not in self.prompts:
             self.prompts.clear()  # samples of a prompt follow each other in the queue
             start = self.starts[prompt]
-            state = self.model.state(1 + self.twins, self.settings.exact)
+            state = self.model.state(1 + self.twins, self.settings.exact, self.settings.compiled)
             for row, stream in enumerate([start.read, start.without or []][: 1 + self.twins]):
                 lists = [stream if other == row else [] for other in range(state.n_rows)]
                 state.append(lists, unknown=row > 0)

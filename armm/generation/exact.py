@@ -20,22 +20,25 @@ N_UNITS = 3  # written by every way of computing
 _FOUND: WeakKeyDictionary[AutoregressiveModel, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 
 
-def is_exact(model: AutoregressiveModel) -> bool:
-    """Whether an exact state's logits are bitwise the same alone and in batches, here and now."""
+def is_exact(model: AutoregressiveModel, compiled: bool = False) -> bool:
+    """Whether an exact state's logits are bitwise the same alone and in batches, here and now.
+
+    compiled: of a state whose backbone takes its steps in compiled code.
+    """
     parts = tuple(type(module) for module in model.backbone.modules())
-    key = (model.begin.device, model.begin.dtype, torch.get_num_threads(), parts)
+    key = (model.begin.device, model.begin.dtype, torch.get_num_threads(), compiled, parts)
     known = _FOUND.setdefault(model, {})
     if key not in known:
-        known[key] = self_test(model)
+        known[key] = self_test(model, compiled)
     return known[key]
 
 
 @torch.inference_mode()
-def self_test(model: AutoregressiveModel) -> bool:
+def self_test(model: AutoregressiveModel, compiled: bool = False) -> bool:
     """Compute a few units in several ways and compare their logits."""
-    written, expected = _write(model)
+    written, expected = _write(model, compiled)
     for n_rows, row in ((3, 1), (19, 17)):
-        state = model.state(n_rows, exact=True)
+        state = model.state(n_rows, True, compiled)
         longer = [written[: len(written) // 2] if other == 0 else [] for other in range(n_rows)]
         state.append(longer)  # another row is elsewhere
         for symbol, logits in zip(written, expected, strict=True):
@@ -44,12 +47,12 @@ def self_test(model: AutoregressiveModel) -> bool:
             if not torch.equal(own[: len(logits)], logits):
                 return False
             state.append([[] if other < row else [symbol] for other in range(n_rows)])
-    return _agrees_ahead(model, written, expected)
+    return _agrees_ahead(model, compiled, written, expected)
 
 
-def _write(model: AutoregressiveModel) -> tuple[list[int], list[Tensor]]:
+def _write(model: AutoregressiveModel, compiled: bool) -> tuple[list[int], list[Tensor]]:
     """A stream of some units, and the (V,) logits before each of its symbols, computed alone."""
-    state = model.state(1, exact=True)
+    state = model.state(1, True, compiled)
     written: list[int] = []
     expected: list[Tensor] = []
     while not state.done[0] and state.cursors[0].position < N_UNITS + 2 and len(written) < 400:
@@ -68,9 +71,9 @@ def _choice(cursor: Cursor, logits: Tensor, number: int) -> int:
     return int(possible[(7 * number + 3) % len(possible)])
 
 
-def _agrees_ahead(model: AutoregressiveModel, written: list[int], expected: list[Tensor]) -> bool:
+def _agrees_ahead(model: AutoregressiveModel, compiled: bool, written: list[int], expected: list[Tensor]) -> bool:
     """Whether guesses are verified with the same numbers that stepping gives."""
-    state = model.state(2, exact=True)
+    state = model.state(2, True, compiled)
     at = 0
     while at < len(written):
         cursor = state.cursors[0]

@@ -72,3 +72,4 @@ class Settings:
     guidance: float | None = None
     exact: bool = False
     fast: bool = False
+    compiled: bool = False

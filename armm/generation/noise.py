@@ -22,14 +22,14 @@ MIX = (wrapped(0xBF58476D1CE4E5B9), wrapped(0x94D049BB133111EB))
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
     """Logical right shift; torch's own keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser: a bijection of int64 that scatters every bit."""
-    x = (x ^ _shifted(x, 30)) * MIX[0]
-    x = (x ^ _shifted(x, 27)) * MIX[1]
-    return x ^ _shifted(x, 31)
+    x = _shifted(x, 30).bitwise_xor_(x).mul_(MIX[0])
+    x = _shifted(x, 27).bitwise_xor_(x).mul_(MIX[1])
+    return _shifted(x, 31).bitwise_xor_(x)
 
 
 def gumbel(seed: int, samples: Tensor, positions: Tensor, values: int | Tensor) -> Tensor:
@@ -48,5 +48,5 @@ def gumbel(seed: int, samples: Tensor, positions: Tensor, values: int | Tensor) 
     key = mix(key + (positions + 1) * GOLDEN)
     numbers = torch.arange(values, device=samples.device) if isinstance(values, int) else values
     bits = _shifted(mix(key[..., None] + (numbers + 1) * GOLDEN), 12)  # 52 bits: with the half below, never 0 nor 1
-    uniform = (bits.double() + 0.5) * 2.0**-52
-    return -torch.log(-torch.log(uniform)).float()
+    uniform = bits.double().add_(0.5).mul_(2.0**-52)
+    return uniform.log_().neg_().log_().float().neg_()

@@ -121,7 +121,7 @@ class Job:
     guidance: float | None
     without: Document
     exact: bool
-    fast: bool
+    fast: bool | None
     batch_size: int
 
     def check(self) -> None:
@@ -187,10 +187,12 @@ class Job:
 
     def _events(self) -> Iterator[Drawn | Sample]:
         model = self.model
-        exact = self.exact and is_exact(model)
+        compiled = self.fast is not False
+        exact = self.exact and is_exact(model, compiled)
+        fast = not self.exact if self.fast is None else self.fast
         settings = Settings(
             self.seed, arrange(self.filters), forced_controls(model, self.plan, self.prompts), self.max_symbols,
-            self.batch_size, self.proposer, self.stops, self.guidance, exact, self.fast,
+            self.batch_size, self.proposer, self.stops, self.guidance, exact, fast, compiled,
         )  # fmt: skip
         for event in Engine(model, self._starts(), self.samples, settings).run():
             yield event if isinstance(event, Drawn) else as_sample(model, event, exact)
@@ -237,7 +239,7 @@ def job_of(
     wanted = [(prompt, number) for prompt in range(len(begins)) for number in range(n)] if samples is None else samples
     job = Job(
         model, begins, list(wanted), seed, tuple(filters), proposer, tuple(stops), max_symbols, prompt_complete, plan,
-        guidance, without or [], exact, not exact if fast is None else fast, batch_size,
+        guidance, without or [], exact, fast, batch_size,
     )  # fmt: skip
     job.check()
     return job
