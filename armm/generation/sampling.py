@@ -87,8 +87,9 @@ def generate(
             segments before the one that goes on not told: unknown where the layout wants them, else absent.
         exact: pad products so that samples are the same to the last bit in any batch, if the machine lets them
             (`Sample.exact` says whether); False is faster for large float32 models and few rows.
-        fast: use the compiled loop of heads that have one (`pip install "armm[fast]"`); by default unless `exact`. Its
-            samples do not depend on the batch either, but are those of other last bits.
+        fast: take steps in compiled code where there is such (`pip install "armm[fast]"`): those of a transformer, and
+            all symbols of a unit in heads with a loop for it. By default the former always, the latter unless `exact`.
+            Samples do not depend on the batch either way, but are those of other last bits.
         batch_size: documents generated side by side. Changes the speed only.
         samples: which samples to make, as (prompt, number); numbers 0 to n - 1 of every prompt by default.
 
