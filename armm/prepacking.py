@@ -34,12 +34,13 @@ class PrepackedLinear(nn.Module):
     Raises RuntimeError: this torch or this processor has no such product, or it is not that of the matrix.
     """
 
+    rows_needed = 2  # see `armm.exactness`
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         weight = weight.detach().contiguous()
         self.out_features, self.in_features = weight.shape
         self.packed_bytes, self.dtype = weight.nbytes, weight.dtype
-        self.rows_needed = 2 if weight.dtype == torch.float32 else 1  # see `armm.exactness`
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self.bias = None if bias is None else bias.detach().clone()
         x = (torch.arange(3 * weight.shape[1]) * 7919 % 17 - 8).view(3, -1).float()

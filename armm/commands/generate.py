@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def read_prompts(model: AutoregressiveModel, options: argparse.Namespace) -> tup
 
 
 def this_machine(model: AutoregressiveModel) -> Machine:
-    versions = Versions(version("armm"), torch.__version__, platform.python_version())
+    numba = version("numba") if find_spec("numba") else ""
+    versions = Versions(version("armm"), torch.__version__, platform.python_version(), numba)
     return Machine(versions, str(model.begin.device), torch.get_num_threads())
 
 

@@ -39,11 +39,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Versions:
-    """Of what computed a sample."""
+    """Of what computed a sample; no numba is an empty string: compiled steps give other last bits."""
 
     armm: str
     torch: str
     python: str
+    numba: str = ""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def changes(origin: Origin, now: Machine) -> Iterator[str]:
         (f"armm {was.versions.armm}", f"armm {is_.versions.armm}"),
         (f"torch {was.versions.torch}", f"torch {is_.versions.torch}"),
         (f"Python {was.versions.python}", f"Python {is_.versions.python}"),
+        (f"numba {was.versions.numba or 'absent'}", f"numba {is_.versions.numba or 'absent'}"),
         (f"device {was.device}", f"device {is_.device}"),
     ]
     others = [f"{before}, now {after}" for before, after in pairs if before != after]
