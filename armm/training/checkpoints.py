@@ -45,8 +45,9 @@ class Saved:
     epoch: int
     at: float
 
-    def __str__(self) -> str:
-        return f"{self.path} (step {self.step:,}, of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.at))})"
+    @property
+    def when(self) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.at))
 
 
 class Hashing:

@@ -18,9 +18,10 @@ from armm.modality import Modality
 from armm.spec import import_class
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
+from armm.training.saving import Checkpointing
 
-SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule}
-TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples")
+SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule, "checkpoints": Checkpointing}
+TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "resume")
 
 
 def explain(error: Exception) -> str:
@@ -53,6 +54,14 @@ def explain(error: Exception) -> str:
     if found := re.search(r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)", text):
         return f"{at}expected {_plain(found[1])}, found {_short(found[2])}"
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+
+
+def plain(error: Exception) -> str:
+    """What an error says, without the traceback that a process which loads data puts before it."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return " ".join(text.split())
+    return " ".join(text.rpartition(f"{type(error).__name__}: ")[2].split())
 
 
 def _last(pattern: str, text: str) -> re.Match[str] | None:

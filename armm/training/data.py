@@ -274,7 +274,7 @@ class DataModule(L.LightningDataModule):
         )
 
     def items_of(self, epoch: int, batches: Iterable[int]) -> list[dict[str, Any]]:
-        """What some batches of an epoch consist of, on all ranks: numbers of items, draws, and files where there are."""
+        """What some batches of an epoch consist of, on all ranks: items by number, draws, and files where there are."""
         assert self._order is not None, "train_dataloader comes first"
         n_ranks = self.trainer.world_size if self.trainer else 1
         keys = []

@@ -25,6 +25,7 @@ from armm.sequence import Batch
 from armm.training.data import STRUCTURE, Counts, DataModule
 from armm.training.guard import Guard, Step, StepGuard, local
 from armm.training.optim import Optimization, build
+from armm.training.position import settle
 
 
 class GenerativeModule(L.LightningModule):
@@ -69,11 +70,13 @@ class GenerativeModule(L.LightningModule):
         self.validation_bits = math.inf
         """All bits of the latest validation, structure included: what the best checkpoint has least of."""
         self.guard, self.step_guard = guard, StepGuard(guard, select=False)
-        self.requests = [0.0, 0.0]
-        """What this rank asks all ranks for with its next step: to save, to stop."""
-        self.granted = (0.0, 0.0)
+        self.requests = [0.0, 0.0, 0.0]
+        """What this rank asks all ranks for with its next step: to save, to stop, to have SLURM start the job again."""
+        self.granted = (0.0, 0.0, 0.0)
         """How many ranks asked for each with the latest step that is known of."""
-        self._seen = torch.zeros((), dtype=torch.int64)
+        self.is_between_steps = True
+        """Whether nothing of a step that is not finished has changed any weights."""
+        self._seen = self._seen_before = torch.zeros((), dtype=torch.int64)
         self._window = torch.zeros(2)  # symbols and nats of the batches accumulated so far
         self._noise_seed: int | None = None
         self._learning: list[torch.nn.Parameter] = []  # those with a gradient in this step
@@ -137,6 +140,8 @@ class GenerativeModule(L.LightningModule):
         interrupted, on any number of processes, and there is no generator state to keep."""
         assert self._noise_seed is not None
         key = [self._noise_seed & (2**64 - 1), self.trainer.fit_loop.total_batch_idx, self.global_rank]
+        # what loggers take for the step; after a restart the Trainer's is one more if a validation was due
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def loss_sum(self, batch: Batch, nats: LogProbs) -> tuple[Tensor, Tensor]:
@@ -178,8 +183,9 @@ class GenerativeModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of summed nats into that of their mean over all batches and ranks, and judge the step."""
-        asked = torch.zeros_like(self._window) if not any(self.requests) else torch.tensor(self.requests)
-        totals = torch.cat([self._window, asked.to(self._window)])  # symbols, nats, requests
+        self.is_between_steps = False
+        asked = torch.tensor(self.requests).to(self._window) if any(self.requests) else self._window.new_zeros(3)
+        totals = torch.cat([self._window, asked])  # symbols, nats, requests
         n_ranks = self.trainer.world_size
         if n_ranks > 1:  # not `strategy.reduce`, which has all ranks wait for each other
             torch.distributed.all_reduce(totals)
@@ -192,7 +198,7 @@ class GenerativeModule(L.LightningModule):
         norm = get_total_norm(gradients)
         self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._window = torch.zeros_like(self._window)
-        self.requests = [0.0, 0.0]
+        self.requests = [0.0, 0.0, 0.0]
         loss = torch.where(n_symbols > 0, nats / n_symbols, 0.0)  # a batch may hold conditions only
         self.step_guard.judge(loss, self._norm, requests)
         self.step_guard.before_step(self._learning, optimizer)
@@ -216,9 +222,17 @@ class GenerativeModule(L.LightningModule):
         steps = self.step_guard.after_step(self.trainer.global_step, epoch, batches, optimizer.optimizer)
         self._take_note(steps)
 
+    def end_step(self) -> None:
+        """All of a step is done, the schedule's part too."""
+        self.is_between_steps, self._seen_before = True, self._seen
+
+    def forget_unfinished_step(self) -> None:
+        """Be as at the end of the step before."""
+        self._seen, self._window = self._seen_before, torch.zeros_like(self._window)
+
     def _take_note(self, steps: list[Step]) -> None:
         for step in steps:
-            self.granted = step.requests[0], step.requests[1]
+            self.granted = step.requests[0], step.requests[1], step.requests[2]
             if not step.good:
                 self.on_skipped_step(step)
 
@@ -309,6 +323,7 @@ class GenerativeModule(L.LightningModule):
         self._take_note(self.step_guard.known())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        settle(checkpoint["loops"]["fit_loop"], self.trainer.num_training_batches, checkpoint["global_step"])
         self._take_note(self.step_guard.known())
         checkpoint["armm"] = {
             "n_seen": self.n_seen,
@@ -320,7 +335,7 @@ class GenerativeModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = checkpoint["armm"]
-        self._seen = torch.tensor(own["n_seen"], dtype=torch.int64)
+        self._seen = self._seen_before = torch.tensor(own["n_seen"], dtype=torch.int64)
         self._noise_seed = own["noise_seed"]
         self.step_guard.load_state_dict(own["guard"])
         self.metrics, self.skipped_steps = own["metrics"], own["skipped_steps"]

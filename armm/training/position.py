@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.data import Sampler
 
@@ -44,3 +45,23 @@ class FromPosition(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         skipped = self._first.batch if self.order.epoch == self._first.epoch else 0
         return islice(iter(self.order), skipped, None)
+
+
+def settle(loop: dict[str, Any], n_per_epoch: float, global_step: int) -> None:
+    """Have the Trainer's counts, wherever in a batch or a validation they stand, say that all of it is done.
+
+    So there is one way to go on, whatever it was that a checkpoint was written at: with the batch that comes next.
+    """
+    if not math.isfinite(n_per_epoch):
+        return
+    n_batches = loop["epoch_loop.batch_progress"]["total"]["ready"]
+    n_epochs, n_here = divmod(n_batches, int(n_per_epoch))
+    begun = n_epochs + (n_here > 0)
+    for part in ("total", "current"):
+        epochs, batches = loop["epoch_progress"][part], loop["epoch_loop.batch_progress"][part]
+        epochs |= {"ready": begun, "started": begun, "processed": n_epochs, "completed": n_epochs}
+        batches |= dict.fromkeys(batches, n_batches if part == "total" else n_here)
+        validated = loop["epoch_loop.val_loop.batch_progress"][part]
+        validated |= dict.fromkeys(validated, 0)
+    loop["epoch_loop.batch_progress"]["is_last_batch"] = False
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = global_step
