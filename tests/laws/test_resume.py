@@ -75,7 +75,7 @@ def test_resumed_after_every_batch_and_again(interval: float, tmp_path: Path) ->
     folder = tmp_path / "stopped"
     for batch in range(1, 8):
         with pytest.raises(Killed):
-            train("images", folder, callbacks=[KillBefore(batch)], seed=batch, **options)
+            train("images", folder, callbacks=[KillBefore(batch)], seed=batch - 1, **options)
         saved = newest(folder)
         assert saved is not None and saved.step == batch
     resumed = train("images", folder, **options)

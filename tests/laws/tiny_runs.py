@@ -162,14 +162,13 @@ def train(
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        check_val_every_n_epoch=None,
         plugins=[CheckedIO()],
         callbacks=[diary, *callbacks, Checkpoints(folder, Checkpointing(minutes=minutes))],
         max_steps=n_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=1.0,
-        **{"val_check_interval": 3, "limit_val_batches": 1.0, **options},
+        **{"val_check_interval": 3, "check_val_every_n_epoch": None, "limit_val_batches": 1.0, **options},
     )
     module.prepare(data)
     saved = newest(folder)
