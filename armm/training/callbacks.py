@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -35,6 +36,15 @@ def write_json(path: Path, content: Any) -> None:
         beside.unlink(missing_ok=True)
 
 
+def clear_away(folder: Path) -> None:
+    """Remove what a process that was killed left half-written; a bundle that it had moved aside goes back."""
+    for path in folder.glob(".model.*.old"):
+        if not (folder / "model").exists():
+            path.replace(folder / "model")
+    for path in (*folder.glob(".model.*"), *folder.glob(".metrics.json.*")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 class Recorder(L.Callback):
     """Keeps `model/` (a bundle) and `metrics.json` in the run's folder, at every validation, at the end and on Ctrl-C.
 
@@ -53,6 +63,8 @@ class Recorder(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._began = time.perf_counter()
+        if trainer.is_global_zero:
+            clear_away(self.folder)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._record_fit(trainer, module)

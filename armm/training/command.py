@@ -29,7 +29,7 @@ from armm.errors import InputError, nearest
 from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
-from armm.training.complaints import explain, plain
+from armm.training.complaints import explain, of_a_library, plain
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
 from armm.training.progress import StepProgress
@@ -249,8 +249,18 @@ def train(arguments: list[str]) -> int:
             print(f"{folder}: complete; train it longer by --trainer.max_steps, or begin a new run without --resume")
             return 0
         arguments = [*own, f"--run_dir={folder}"]
-    try:
+    with in_one_line(recipe):
         return run(recipe, name, arguments, resumed=folder is not None)
+
+
+@contextmanager
+def in_one_line(recipe: Path) -> Iterator[None]:
+    """Have what a user can do something about end as an InputError.
+
+    Raises InputError: of what was raised inside.
+    """
+    try:
+        yield
     except ArgumentError as error:
         raise InputError(f"{recipe}: {explain(error)}") from error
     except InputError as error:
@@ -260,17 +270,10 @@ def train(arguments: list[str]) -> int:
     except OSError as error:
         place = error.filename or "a file of the run"
         raise InputError(f"{place}: {error.strerror or error}; check the place and its space") from error
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise InputError(
-                "a process that loads data has died, killed for the memory it took perhaps; see what stands above, or "
-                "lower data.num_workers"
-            ) from error
-        if "loading state_dict" in str(error):
-            raise InputError(f"{recipe}: the checkpoint is of another model: {plain(error)}") from error
-        raise
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        if not raised_by(error, "lightning"):
+    except (RuntimeError, MisconfigurationException, ValueError, TypeError) as error:
+        if said := of_a_library(error):
+            raise InputError(said) from error
+        if isinstance(error, RuntimeError) or not raised_by(error, "lightning"):
             raise
         raise InputError(f"{recipe}: the Trainer says: {error}") from error
 
@@ -291,7 +294,7 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     """Train, validate, test, report."""
     cli = TrainCLI(name, ["--config", str(recipe), *arguments], resumed)
     cli.model.prepare(cli.datamodule)
-    with keep_only_runs(cli.run_dir), pointing_at(cli.run_dir):
+    with keep_only_runs(cli.run_dir), pointing_at(cli.run_dir), in_one_line(recipe):
         cli.save_config()
         began = time.perf_counter()
         step = cli.saved.step if cli.saved else 0
@@ -327,7 +330,7 @@ def pointing_at(folder: Path) -> Iterator[None]:
         if rank_zero_only.rank == 0 and in_run(folder):
             way = f"what was trained is kept; go on: armm train --resume {folder}"
             if isinstance(error, InputError):
-                raise InputError(f"{plain(error)}; {way}") from error
+                raise InputError(f"{error}; {way}") from error
             print(f"\n{way}", file=sys.stderr)
         raise
 

@@ -56,6 +56,21 @@ def explain(error: Exception) -> str:
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
 
 
+def of_a_library(error: Exception) -> str | None:
+    """What torch or Lightning say with many words about what a user can mend."""
+    text = str(error)
+    if "DataLoader worker" in text:
+        return (
+            "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers, or see "
+            "what stands above"
+        )
+    if "loading state_dict" in text:
+        found = re.search(r"size mismatch for ([\w.]+):.*?(\[[\d, ]*\]).*?(\[[\d, ]*\])", text, re.DOTALL)
+        which = f": {found[1]} is {found[2]} in it and {found[3]} here" if found else ""
+        return f"the checkpoint is of another model{which}; give the keys of model that the run began with"
+    return None
+
+
 def plain(error: Exception) -> str:
     """What an error says, without the traceback that a process which loads data puts before it."""
     text = str(error)

@@ -161,7 +161,9 @@ class StepGuard:
         return len(self.skipped) >= self.config.limit
 
     def state_dict(self) -> dict[str, Any]:
-        return {"statistics": self._statistics.tolist(), "skipped": list(self.skipped)}
+        # a run that gave up and is resumed, with other rates perhaps, has its chances again
+        skipped = list(self.skipped) if len(self.skipped) < self.config.limit else []
+        return {"statistics": self._statistics.tolist(), "skipped": skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._statistics, self.skipped = torch.tensor(state["statistics"]), deque(state["skipped"])

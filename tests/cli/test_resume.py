@@ -159,7 +159,7 @@ def test_what_cannot_go_on_is_refused(here: Path, refused: Run) -> None:
     refused(["train", "--resume", "nowhere"], "--resume nowhere does not exist")
     refused(["train", "--resume", "empty"], "empty holds no run", "config.yaml")
     refused(["train", "--resume"], "armm train --resume RUN")
-    refused(new("mine", "--checkpoints.minuts=3"), "'minuts'", "did you mean 'minutes'")
+    refused(new("mine", "--checkpoints.minuts=3"), "--checkpoints.minuts", "did you mean 'minutes'")
     refused(new("mine", "--checkpoints.keep=0"), "keep 0")
     refused(new("mine", "--model.guard.limit=0"), "limit 0")
     assert everything_in(here) == {"empty"}
@@ -231,14 +231,16 @@ def kill_self(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_in(owner: Any, name: str, call: int) -> Callable[[], None]:
-    """Have a function kill its process at its call number `call`, from 1, before it has done anything."""
+def kill_in(owner: Any, name: str, call: int, after: int = 0) -> Callable[[], None]:
+    """Have a function kill its process at its call number `call`, from 1, before it has done anything; counted from
+    when there are so many checkpoints."""
 
     def prepare() -> None:
         real, calls = getattr(owner, name), []
 
         def instead(*arguments: Any, **options: Any) -> Any:
-            calls.append(1)
+            if len(in_run(Path("mine"))) >= after:
+                calls.append(1)
             return kill_self() if len(calls) == call else real(*arguments, **options)
 
         setattr(owner, name, instead)
@@ -249,7 +251,7 @@ def kill_in(owner: Any, name: str, call: int) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("prepare", "step"),
     [
-        (kill_in(files.Hashing, "write", 20), 1),  # in the middle of the second file
+        (kill_in(files.Hashing, "write", 20, after=1), 1),  # in the middle of the second file
         (kill_in(files.os, "fsync", 5), 1),  # whole, not renamed yet
         (kill_in(files, "sync_folder", 4), 2),  # renamed
         (kill_in(bundle, "save_model", 2), 6),  # in the bundle, after a validation
@@ -299,30 +301,32 @@ def test_a_full_disk_for_a_while(
     here: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What cannot be saved is said, and training goes on; the older checkpoint stays until there is a newer one."""
-    real, calls = files.Hashing.write, []
-
-    def write(self: files.Hashing, data: Any) -> int:
-        calls.append(1)
-        if 30 < len(calls) < 40:
-            assert len(in_run(here / "mine")) >= 1
-            no_space()
-        return real(self, data)
-
-    monkeypatch.setattr(files.Hashing, "write", write)
+    real = files.Hashing.write
+    in_step(3, lambda _: monkeypatch.setattr(files.Hashing, "write", no_space), monkeypatch)
+    in_step(6, lambda _: monkeypatch.setattr(files.Hashing, "write", real), monkeypatch)
+    found = []
+    in_step(5, lambda _: found.append(newest(Path("mine"))), monkeypatch)
     assert main(new("mine", ALWAYS)) == 0
     said = capsys.readouterr().err
-    assert "No space left on device" in said and "the checkpoints before it stay" in said
+    assert said.count("No space left on device") == said.count("the checkpoints before it stay") == 3
+    assert found[0].step == 3
     assert same(weights(here / "mine"), whole)
 
 
 def test_a_full_disk_until_the_end(
-    here: Path, run: Run, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, refused: Run
+    here: Path,
+    run: Run,
+    whole: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The run ends with one line that says so; when there is space, it goes on from what there was."""
     with monkeypatch.context() as patch:
         in_step(4, lambda _: patch.setattr(files.Hashing, "write", no_space), patch)
-        capsys_free = main(new("mine", ALWAYS))
-    assert capsys_free == 2
+        assert main(new("mine", ALWAYS)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("armm train: mine/checkpoints/step-000000009.ckpt could not be written: No space left")
+    assert last.endswith("armm train --resume mine")
     saved = newest(here / "mine")
     assert saved is not None and saved.step == 4
     assert "step 4" in run("train", "--resume", "mine")
