@@ -376,7 +376,7 @@ def test_impossible_guards_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_training_reads_nothing_back_from_the_device() -> None:
-    """No `.item()`, `bool()`, `.tolist()` or selection by a mask in what a step does around the model: each would make an
+    """No `.item()`, `bool()` or selection by a mask in what a step does around the model: each would make an
     accelerator wait. Only the verdict on a step is read, later."""
     module = poisoned(select=True, n_steps=1)
     data = DataModule(Given(RAGGED), batch_size=4)
@@ -390,7 +390,7 @@ def test_training_reads_nothing_back_from_the_device() -> None:
         total.backward()
         guard.judge(total / n_symbols, torch.tensor(1.0), torch.zeros(3))
         guard.before_step(list(module.parameters()), optimizer)
-    for read in (lambda x: bool(x > 1), lambda x: x.tolist(), lambda x: x[x > 1], lambda x: x.nonzero()):
+    for read in (lambda x: bool(x > 1), lambda x: x.item(), lambda x: x[x > 1], lambda x: x.nonzero()):
         with pytest.raises(AssertionError, match="read"), NoReading():
             read(torch.zeros(2)[:1])
 

@@ -64,6 +64,10 @@ def of_a_library(error: Exception) -> str | None:
             "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers, or see "
             "what stands above"
         )
+    if "parameter group" in text:
+        return (
+            "the checkpoint's optimiser has other groups of parameters; give model.optimization as the run began with"
+        )
     if "loading state_dict" in text:
         found = re.search(r"size mismatch for ([\w.]+):.*?(\[[\d, ]*\]).*?(\[[\d, ]*\])", text, re.DOTALL)
         which = f": {found[1]} is {found[2]} in it and {found[3]} here" if found else ""

@@ -79,6 +79,8 @@ class GenerativeModule(L.LightningModule):
         self._seen = self._seen_before = torch.zeros((), dtype=torch.int64)
         self._window = torch.zeros(2)  # symbols and nats of the batches accumulated so far
         self._noise_seed: int | None = None
+        self._optimised_with: str | None = None  # what a checkpoint was trained with
+        self._settings: list[dict[str, Any]] = []  # of the optimiser's groups, as configured
         self._learning: list[torch.nn.Parameter] = []  # those with a gradient in this step
         self.skipped_steps: list[dict[str, Any]] = []
         """The latest steps that were skipped, and everything they would have learned from; on rank 0."""
@@ -124,6 +126,7 @@ class GenerativeModule(L.LightningModule):
         if n_steps == float("inf"):
             raise InputError("the run has no end to plan the learning rate for; set trainer.max_steps or max_epochs")
         schedule = LambdaLR(optimizer, self.optimization.factor(int(n_steps)))
+        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -132,6 +135,17 @@ class GenerativeModule(L.LightningModule):
         skipping, statistics = self.device.type != "cpu", self.step_guard.state_dict()
         self.step_guard = StepGuard(self.guard, select=skipping)
         self.step_guard.load_state_dict(statistics)
+
+    def on_train_start(self) -> None:
+        """Rates that are given anew to a run that goes on, instead of those that its checkpoint holds."""
+        if self._optimised_with in (None, repr(self.optimization)):
+            return
+        (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        for group, given in zip(optimizer.param_groups, self._settings, strict=True):
+            share = group["lr"] / group["initial_lr"]
+            group.update(given)
+            group["lr"] = given["initial_lr"] * share
+        schedule.scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
     # ------------------------------------------------------------ training
 
@@ -331,11 +345,12 @@ class GenerativeModule(L.LightningModule):
             "guard": self.step_guard.state_dict(),
             "metrics": self.metrics,
             "skipped_steps": self.skipped_steps,
+            "optimization": repr(self.optimization),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         own = checkpoint["armm"]
         self._seen = self._seen_before = torch.tensor(own["n_seen"], dtype=torch.int64)
-        self._noise_seed = own["noise_seed"]
+        self._noise_seed, self._optimised_with = own["noise_seed"], own["optimization"]
         self.step_guard.load_state_dict(own["guard"])
         self.metrics, self.skipped_steps = own["metrics"], own["skipped_steps"]

@@ -15,7 +15,7 @@ from laws.tiny_runs import CASES, Result, Watched, train
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import distributed
 
-from armm.training import GenerativeModule
+from armm.training import GenerativeModule, Optimization
 from armm.training.checkpoints import newest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -108,6 +108,10 @@ class FailIn(GenerativeModule):
         self.fail("validation_step")
         super().validation_step(data, index)
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        super().optimizer_step(*arguments, **options)
+        self.fail("optimizer_step")
+
     def fail(self, where: str) -> None:
         if type(self).where == (where, self.trainer.fit_loop.total_batch_idx):
             raise RuntimeError("as planned")
@@ -116,12 +120,19 @@ class FailIn(GenerativeModule):
 @pytest.mark.parametrize(
     ("where", "batch", "step"),
     # two batches a step, three an epoch: steps end with batches 1, 2, 4, 5, 7 ...
-    [("training_step", 3, 2), ("training_step", 4, 2), ("training_step", 1, 0), ("validation_step", 5, 4)],
+    [
+        ("training_step", 3, 2),
+        ("training_step", 4, 2),
+        ("training_step", 1, 0),
+        ("validation_step", 5, 4),
+        ("optimizer_step", 4, 0),  # the weights are neither here nor there; nothing is kept of them
+    ],
 )
 def test_an_error_in_a_step_loses_nothing_before_it(where: str, batch: int, step: int, tmp_path: Path) -> None:
     """A worker that dies, too little memory, a plug-in's mistake: saved as of the last whole step, though no checkpoint
     was due."""
     options: dict[str, Any] = {"accumulate": 2, "minutes": 60, "n_steps": 6, "module_class": FailIn}
+    options["val_check_interval"] = 6  # at steps 4 and 8
     FailIn.where = "", 0
     whole = train("mixed", tmp_path / "whole", **options)
     FailIn.where = where, batch
@@ -131,6 +142,33 @@ def test_an_error_in_a_step_loses_nothing_before_it(where: str, batch: int, step
     assert (saved.step if saved else 0) == step
     FailIn.where = "", 0
     assert same(whole, train("mixed", tmp_path / "failed", **options))
+
+
+class Rates(L.Callback):
+    """Notes what every step is done with."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, list[tuple[float, float]]] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        groups = optimizer.param_groups
+        self.seen[trainer.global_step] = [(group["lr"], group["weight_decay"]) for group in groups]
+
+
+def test_rates_can_be_given_anew(tmp_path: Path) -> None:
+    """A checkpoint holds rates and moments; what a resumed run is told to train with comes before them."""
+    old, given = Optimization(lr=1e-2, warmup=0.2), Optimization(lr=3e-3, muon_lr=0.01, warmup=0.2, weight_decay=0.5)
+    rates, straight = Rates(), Rates()
+    with pytest.raises(Killed):
+        train("images", tmp_path / "run", optimization=old, callbacks=[KillBefore(3)])
+    train("images", tmp_path / "run", optimization=given, callbacks=[rates])
+    train("images", tmp_path / "straight", optimization=given, callbacks=[straight])
+    assert set(rates.seen) == set(range(3, 8))
+    assert all(
+        group == pytest.approx(straight.seen[step][n])
+        for step in rates.seen
+        for n, group in enumerate(rates.seen[step])
+    )
 
 
 class Average(EMAWeightAveraging):
@@ -168,8 +206,12 @@ def free_port() -> int:
         return own.getsockname()[1]
 
 
-def on_two_ranks(what: str, folder: Path) -> str:
-    """The output of `two_ranks.py WHAT FOLDER` on rank 0 of two processes."""
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What `two_ranks.py FOLDER` on rank 0 of two processes prints, and the folder."""
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    folder = tmp_path_factory.mktemp("two")
     port = str(free_port())
     processes = []
     for rank in range(2):
@@ -182,7 +224,7 @@ def on_two_ranks(what: str, folder: Path) -> str:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": ":".join([str(HERE.parent), *sys.path[1:]]),
         }
-        command = [sys.executable, str(HERE / "two_ranks.py"), what, str(folder)]
+        command = [sys.executable, str(HERE / "two_ranks.py"), str(folder)]
         processes.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -192,28 +234,21 @@ def on_two_ranks(what: str, folder: Path) -> str:
         for process in processes:
             process.kill()
     assert all(process.returncode == 0 for process in processes), "\n".join(err[-3000:] for _, err in outputs)
-    return outputs[0][0]
+    return outputs[0][0], folder
 
 
-needs_gloo = pytest.mark.skipif(
-    not (distributed.is_available() and distributed.is_gloo_available()), reason="this torch has no gloo"
-)
-
-
-@needs_gloo
-def test_two_processes_resume_exactly(tmp_path: Path) -> None:
+def test_two_processes_resume_exactly(two_ranks: tuple[str, Path]) -> None:
     """DDP with dropout and modalities that differ by rank, accumulation and loader processes."""
-    lines = on_two_ranks("resume", tmp_path).splitlines()
+    lines = two_ranks[0].splitlines()
     digests = dict(line.split(" ", 1) for line in lines if line.startswith(("whole", "resumed", "other")))
     assert digests["whole"] == digests["resumed"] != digests["other"]
+    assert (two_ranks[1] / "noise0").read_text() != (two_ranks[1] / "noise1").read_text()
 
 
-@needs_gloo
-def test_two_processes_are_one_larger_batch(tmp_path: Path) -> None:
+def test_two_processes_are_one_larger_batch(two_ranks: tuple[str, Path], tmp_path: Path) -> None:
     """Ragged batches of different modalities: the gradients of 2 ranks x 2 batches x 1 document are those of one batch
     of 4, to 1e-5, though a rank alone or the plain mean of them is far from it."""
-    on_two_ranks("gradients", tmp_path)
-    found = [torch.load(tmp_path / f"gradients{rank}.pt", weights_only=True) for rank in range(2)]
+    found = [torch.load(two_ranks[1] / f"gradients{rank}.pt", weights_only=True) for rank in range(2)]
     train("mixed", tmp_path / "one", module_class=Watched, batch_size=4, n_steps=1, dropout=0.0)
     expected = Watched.gradients
     largest = max(float(gradient.abs().max()) for gradient in expected.values())

@@ -140,6 +140,7 @@ def train(
     callbacks: Sequence[L.Callback] = (),
     minutes: float = 0.0,
     module_class: type[GenerativeModule] = GenerativeModule,
+    optimization: Optimization = Optimization(warmup=0.2, weight_decay=0.1),  # noqa: B008 - frozen
     **options: Any,
 ) -> Result:
     """Begin, or go on with the newest checkpoint in the folder."""
@@ -150,9 +151,7 @@ def train(
         backbone = replace(BACKBONE, dropout=dropout)
         heads = [replace(m.head, dropout=dropout) if isinstance(m.head, CausalConv) else m.head for m in modalities]
         modalities = tuple(replace(m, head=head) for m, head in zip(modalities, heads, strict=True))  # type: ignore
-    module = module_class(
-        {m.name: m for m in modalities}, backbone, layout, optimization=Optimization(warmup=0.2, weight_decay=0.1)
-    )
+    module = module_class({m.name: m for m in modalities}, backbone, layout, optimization=optimization)
     data = DataModule(Given(items), batch_size=batch_size, num_workers=workers, **of_data)
     diary = Diary()
     trainer = L.Trainer(

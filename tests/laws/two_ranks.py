@@ -1,4 +1,4 @@
-"""One of two processes that train together: `two_ranks.py resume|gradients FOLDER`, started by test_resume.py."""
+"""One of two processes that train together: `two_ranks.py FOLDER`, started by test_resume.py."""
 
 from __future__ import annotations
 
@@ -45,10 +45,12 @@ def gradients(folder: Path) -> None:
     """Those of the first step, for who started this to look at."""
     options: dict[str, Any] = {**TWO, "batch_size": 1, "accumulate": 2, "n_steps": 1, "dropout": 0.0}
     train("mixed", folder / "two", module_class=Watched, **options)
+    (folder / f"noise{os.environ['LOCAL_RANK']}").write_text(str(torch.initial_seed()))
     torch.save(Watched.gradients, folder / f"gradients{os.environ['LOCAL_RANK']}.pt")
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    {"resume": resume, "gradients": gradients}[sys.argv[1]](Path(sys.argv[2]))
+    resume(Path(sys.argv[1]))
+    gradients(Path(sys.argv[1]))
