@@ -29,7 +29,7 @@ from armm.errors import InputError, nearest
 from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
-from armm.training.complaints import explain, of_a_library, plain
+from armm.training.complaints import LOADER_DIED, explain, of_a_library, plain
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
 from armm.training.progress import StepProgress
@@ -267,7 +267,11 @@ def in_one_line(recipe: Path) -> Iterator[None]:
         raise InputError(plain(error)) from error
     except torch.OutOfMemoryError as error:
         raise InputError("there is not enough memory on the device; lower data.batch_size, or data.crop") from error
-    except OSError as error:
+    except (OSError, EOFError) as error:
+        if raised_by(error, "multiprocessing"):
+            raise InputError(LOADER_DIED) from error
+        if not isinstance(error, OSError):
+            raise
         place = error.filename or "a file of the run"
         raise InputError(f"{place}: {error.strerror or error}; check the place and its space") from error
     except (RuntimeError, MisconfigurationException, ValueError, TypeError) as error:
@@ -312,9 +316,10 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
                 raise
     if cli.recorder.interrupted:
         number = (cli.checkpoints and cli.checkpoints.signal) or signal.SIGINT
-        print(f"\nstopped at step {cli.trainer.global_step}; the model so far is in {cli.run_dir / 'model'}")
-        if in_run(cli.run_dir):
-            print(f"go on with it: armm train --resume {cli.run_dir}")
+        if rank_zero_only.rank == 0:
+            print(f"\nstopped at step {cli.trainer.global_step}; the model so far is in {cli.run_dir / 'model'}")
+            if in_run(cli.run_dir):
+                print(f"go on with it: armm train --resume {cli.run_dir}")
         return 128 + number
     if cli.trainer.is_global_zero:
         report(cli, time.perf_counter() - began)

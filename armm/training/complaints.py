@@ -21,6 +21,7 @@ from armm.training.module import GenerativeModule
 from armm.training.saving import Checkpointing
 
 SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule, "checkpoints": Checkpointing}
+LOADER_DIED = "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers"
 TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "resume")
 
 
@@ -60,10 +61,7 @@ def of_a_library(error: Exception) -> str | None:
     """What torch or Lightning say with many words about what a user can mend."""
     text = str(error)
     if "DataLoader worker" in text:
-        return (
-            "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers, or see "
-            "what stands above"
-        )
+        return LOADER_DIED
     if "parameter group" in text:
         return (
             "the checkpoint's optimiser has other groups of parameters; give model.optimization as the run began with"

@@ -18,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from armm.errors import InputError
 from armm.training.checkpoints import place_for, remove, seal, sync_folder, tidy
@@ -143,10 +143,12 @@ class Checkpoints(Checkpoint):
         optimizer = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer
         optimizer.step.total.ready = optimizer.step.total.completed
         pl_module.forget_unfinished_step()
-        try:
-            self.save(trainer)
-        except Exception as error:  # the device may be gone; what ended the run is what has to be told
-            print(f"\nno checkpoint could be written: {error!r}", file=sys.stderr)
+        for is_last in (False, True):
+            try:
+                return self.save(trainer)
+            except Exception as error:  # torch tells of a loader process that died wherever it comes to know of it
+                if is_last:  # the device may be gone; what ended the run is what has to be told
+                    print(f"\nno checkpoint could be written: {error!r}", file=sys.stderr)
 
     def _mark(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the end of a step."""

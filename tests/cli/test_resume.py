@@ -138,6 +138,21 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert any(name.startswith("best-") for name in names)
 
 
+def test_nothing_is_lost_before_the_first_validation(
+    here: Path, run: Run, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that fails early leaves no folder, but for one with a checkpoint in it."""
+    for step in (0, 2):
+        with monkeypatch.context() as patch:
+            in_step(step, lambda _: 1 / 0, patch)
+            with pytest.raises(ZeroDivisionError):
+                main(new("mine"))
+        assert (here / "mine").exists() == bool(step)
+    assert not (here / "mine/model").exists()
+    assert "step 2" in run("train", "--resume", "mine")
+    assert same(weights(here / "mine"), whole)
+
+
 def test_a_recipe_goes_on_with_its_newest_run(here: Path, run: Run, refused: Run) -> None:
     """And begins where there is none, so that a job that is started again can repeat its command."""
     options = [option for option in SMALL if "max_steps" not in option]
@@ -431,7 +446,7 @@ def test_a_run_that_does_not_get_on_ends(here: Path, refused: Run, run: Run, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(GenerativeModule, "loss_sum", loss_sum)
-        code = main(new("mine", "--model.guard.limit=3"))
+        code = main(new("mine", "--model.guard.limit=3", ALWAYS))
     assert code == 2
     saved = newest(here / "mine")
     assert saved is not None and saved.step == 6
