@@ -126,6 +126,7 @@ class Batch:
         lengths: (B,) units of each row, control and header units included.
         segments: the payload by modality name.
         control_rows, control_positions, control_values: (M,) each: the control units and the index of what they say.
+        longest: the largest length, where it is known without asking a device.
     """
 
     lengths: Tensor
@@ -133,6 +134,7 @@ class Batch:
     control_rows: Tensor
     control_positions: Tensor
     control_values: Tensor
+    longest: int | None = None
 
     @property
     def n_rows(self) -> int:
@@ -140,6 +142,8 @@ class Batch:
 
     @property
     def n_positions(self) -> int:
+        if self.longest is not None:
+            return self.longest
         return int(self.lengths.max()) if self.lengths.numel() else 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -158,4 +162,5 @@ class Batch:
             move(self.control_rows),
             move(self.control_positions),
             move(self.control_values),
+            self.n_positions,
         )

@@ -2,7 +2,18 @@
 
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.data import DataModule
+from armm.training.guard import Guard
 from armm.training.module import GenerativeModule
 from armm.training.optim import Optimization
+from armm.training.saving import Checkpointing, Checkpoints
 
-__all__ = ["DataModule", "GenerativeModule", "Optimization", "Recorder", "SampleLogger"]
+__all__ = [
+    "Checkpointing",
+    "Checkpoints",
+    "DataModule",
+    "GenerativeModule",
+    "Guard",
+    "Optimization",
+    "Recorder",
+    "SampleLogger",
+]

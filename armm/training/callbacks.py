@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+import sys
 import time
 from importlib.metadata import version
 from itertools import takewhile
@@ -16,6 +18,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from armm import bundle
+from armm.errors import InputError
 from armm.generation import generate
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
@@ -31,6 +34,15 @@ def write_json(path: Path, content: Any) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def clear_away(folder: Path) -> None:
+    """Remove what a process that was killed left half-written; a bundle that it had moved aside goes back."""
+    for path in folder.glob(".model.*.old"):
+        if not (folder / "model").exists():
+            path.replace(folder / "model")
+    for path in (*folder.glob(".model.*"), *folder.glob(".metrics.json.*")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 class Recorder(L.Callback):
@@ -51,16 +63,29 @@ class Recorder(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._began = time.perf_counter()
+        if trainer.is_global_zero:
+            clear_away(self.folder)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._record_fit(trainer, module)
         self._began = None
 
+    def state_dict(self) -> dict[str, Any]:
+        self._stop_clock()
+        return {"training_seconds": self.training_seconds, "validated_at": self.validated_at, "recipe": self.recipe}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.training_seconds, self.validated_at = state_dict["training_seconds"], state_dict["validated_at"]
+        self.recipe = state_dict["recipe"]
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         self.validated_at = trainer.global_step
-        self._record_fit(trainer, module)
+        try:
+            self._record_fit(trainer, module)
+        except (InputError, OSError) as error:  # a full disk, perhaps for a while; at the end there is no other chance
+            print(f"\n{error}; training goes on", file=sys.stderr)
 
     def on_test_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.record(trainer, module)
@@ -72,9 +97,14 @@ class Recorder(L.Callback):
 
     def _record_fit(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write, with the seconds so far while training runs."""
-        if self._began is not None:
-            self.training_seconds = time.perf_counter() - self._began
+        self._stop_clock()
         self.record(trainer, module)
+
+    def _stop_clock(self) -> None:
+        """Add the time since it was last looked at."""
+        if self._began is not None:
+            now = time.perf_counter()
+            self.training_seconds, self._began = self.training_seconds + now - self._began, now
 
     def record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the bundle and the scores so far."""
@@ -92,6 +122,7 @@ class Recorder(L.Callback):
                 "python": platform.python_version(),
             },
             **module.metrics,
+            **({"skipped_steps": module.skipped_steps} if module.skipped_steps else {}),
         }
         bundle.save(module.model, self.folder / "model", about=content)
         write_json(self.folder / "metrics.json", content)

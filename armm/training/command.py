@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
+import sys
 import time
 import warnings
 from argparse import ArgumentError
@@ -15,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -24,10 +28,22 @@ from armm.datasets import builtin_folder
 from armm.errors import InputError, nearest
 from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
-from armm.training.complaints import explain
+from armm.training.checkpoints import CheckedIO, Saved, in_run
+from armm.training.complaints import LOADER_DIED, explain, of_a_library, plain
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
 from armm.training.progress import StepProgress
+from armm.training.resuming import (
+    CONFIG,
+    find_checkpoint,
+    find_run,
+    is_complete,
+    keep_curves,
+    newest_run,
+    recipe_of,
+    take,
+)
+from armm.training.saving import Checkpointing, Checkpoints
 
 RUNS = Path("runs")
 DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
@@ -40,7 +56,18 @@ DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
     "data.n_val": 2,
     "n_samples": 1,
 }
-CONFIG = "config.yaml"
+
+
+USAGE = """usage: armm train RECIPE [--any.key VALUE ...]
+       armm train --resume RUN [--any.key VALUE ...]
+       armm train RECIPE --resume [--any.key VALUE ...]
+
+RECIPE is a YAML file, or the name of one that comes
+with the library (armm list). --debug runs it for seconds, to see that it works.
+--resume goes on with a run that was stopped; after a recipe, with its newest run (or that of --run_dir=FOLDER), and
+begins where there is none.
+Every key of a recipe, and every Trainer flag, is an option:
+"""
 
 
 def find_recipe(name: str) -> Path:
@@ -71,18 +98,24 @@ def check_recipe(path: Path) -> None:
         raise InputError(f"{path} is no recipe: expected the sections model, data and trainer in it")
 
 
-def new_run(recipe: Path) -> Path:
+def new_run(recipe: str) -> Path:
     """runs/<recipe>/<version>, the first version that is free."""
-    folder = RUNS / recipe.stem
+    folder = RUNS / recipe
     taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
     return folder / str(max(taken, default=-1) + 1)
 
 
 class TrainCLI(LightningCLI):
-    """The Lightning CLI over our module and data module, with a folder per run."""
+    """The Lightning CLI over our module and data module, with a folder per run.
 
-    def __init__(self, recipe: Path, arguments: list[str]) -> None:
-        self.recipe = recipe
+    Args:
+        recipe: its name, for the record.
+        resumed: whether the run is there already, and goes on.
+    """
+
+    def __init__(self, recipe: str, arguments: list[str], resumed: bool) -> None:
+        self.recipe, self.resumed = recipe, resumed
+        self.saved: Saved | None = None  # what the run goes on with
         super().__init__(
             GenerativeModule,
             DataModule,
@@ -96,7 +129,6 @@ class TrainCLI(LightningCLI):
                 "val_check_interval": 250,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 0,
-                "enable_checkpointing": False,
                 "enable_model_summary": False,
                 # data.train_dataloader deals the training data out itself
                 "use_distributed_sampler": False,
@@ -114,27 +146,36 @@ class TrainCLI(LightningCLI):
             default=None,
             help="The run's folder; runs/<recipe>/<version> by default.",
         )
+        parser.add_class_arguments(Checkpointing, "checkpoints")
         parser.add_argument("--n_samples", type=int, default=8, help="Samples logged at every validation; 0 for none.")
 
     def before_instantiate_classes(self) -> None:
         wanted = self.config["run_dir"]
-        self.run_dir = Path(wanted) if wanted else new_run(self.recipe)
+        self.run_dir = Path(wanted) if wanted else new_run(self.recipe.rpartition("/")[2])
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise InputError(f"run_dir {self.run_dir} is a file; name a folder")
-        if rank_zero_only.rank == 0 and any(
+        if self.resumed:
+            self.saved = find_checkpoint(self.run_dir)
+        elif rank_zero_only.rank == 0 and any(
             (self.run_dir / name).exists() for name in ("metrics.json", "model", CONFIG)
         ):
-            raise InputError(f"run_dir {self.run_dir} already holds a run; name another or remove it")
+            raise InputError(
+                f"run_dir {self.run_dir} already holds a run; go on with it by armm train --resume {self.run_dir}, "
+                "name another or remove it"
+            )
         if self.config["n_samples"] < 0:
             raise InputError(f"n_samples is {self.config['n_samples']}, it must be at least 0; 0 logs none")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = self.config_init["trainer"]
-        self.recorder = Recorder(self.run_dir, recipe_name(self.recipe), self.config["seed_everything"])
+        self.recorder = Recorder(self.run_dir, self.recipe, self.config["seed_everything"])
         if trainer["logger"] in (None, True):
             place, nothing = str(self.run_dir), ""
+            after = (
+                {"purge_step": self.saved.step} if self.saved else {}
+            )  # what a run that was killed drew later is void
             kwargs["logger"] = [
-                TensorBoardLogger(place, name=nothing, version=nothing),
+                TensorBoardLogger(place, name=nothing, version=nothing, **after),
                 CSVLogger(place, name=nothing, version=nothing),
             ]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)
@@ -144,6 +185,14 @@ class TrainCLI(LightningCLI):
             own.append(SampleLogger(self.config["n_samples"]))
         if trainer["enable_progress_bar"] is not False:
             own.append(StepProgress())
+        self.checkpoints: Checkpoints | None = None
+        if trainer["enable_checkpointing"] is not False:
+            self.checkpoints = Checkpoints(self.run_dir, self.config_init["checkpoints"])
+            own.append(self.checkpoints)
+            plugins = trainer["plugins"] or []
+            plugins = plugins if isinstance(plugins, list) else [plugins]
+            if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+                kwargs["plugins"] = [*plugins, CheckedIO()]
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
         return super().instantiate_trainer(**kwargs)
 
@@ -151,7 +200,12 @@ class TrainCLI(LightningCLI):
         """Write the resolved configuration into the run's folder."""
         if self.trainer.is_global_zero:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, self.run_dir / CONFIG, skip_check=True, overwrite=True)
+            beside = self.run_dir / f".{CONFIG}.{os.getpid()}"
+            try:
+                self.parser.save(self.config, beside, skip_check=True, overwrite=True)
+                beside.replace(self.run_dir / CONFIG)
+            finally:
+                beside.unlink(missing_ok=True)
 
 
 def recipe_name(recipe: Path) -> str:
@@ -169,42 +223,91 @@ def train(arguments: list[str]) -> int:
     quiet()
     discover()  # so that installed modalities can be named by their class alone
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: armm train RECIPE [--any.key VALUE ...]\n\nRECIPE is a YAML file, or the name of one that comes")
-        print("with the library (armm list). --debug runs it for seconds, to see that it works.")
-        print("Every key of a recipe, and every Trainer flag, is an option:\n")
+        print(USAGE)
         arguments = ["image/digits", "--help"]
-    recipe = find_recipe(arguments[0])
+    arguments, resume = take(arguments)
+    folder = None
+    if resume is not None and (resume.run or not arguments or arguments[0].startswith("-")):
+        if resume.run is None:
+            raise InputError("--resume goes on with a run: armm train --resume RUN, or armm train RECIPE --resume")
+        folder = find_run(resume.run)
+        arguments = arguments[0 if not arguments or arguments[0].startswith("-") else 1 :]
+        recipe, name = folder / CONFIG, recipe_of(folder)
+    else:
+        recipe = find_recipe(arguments[0])
+        name, arguments = recipe_name(recipe), arguments[1:]
+        if resume is not None:
+            folder = last_run(name, arguments)
+            recipe = recipe if folder is None else folder / CONFIG
     check_recipe(recipe)
-    arguments = arguments[1:]
     if "--debug" in arguments:
         given = [argument for argument in arguments if argument != "--debug"]
         arguments = [*(f"--{key}={value}" for key, value in DEBUG.items()), *given]
+    if folder is not None:
+        own = [argument for argument in arguments if not argument.startswith("--run_dir=")]
+        if is_complete(folder) and not own:
+            print(f"{folder}: complete; train it longer by --trainer.max_steps, or begin a new run without --resume")
+            return 0
+        arguments = [*own, f"--run_dir={folder}"]
+    with in_one_line(recipe):
+        return run(recipe, name, arguments, resumed=folder is not None)
+
+
+@contextmanager
+def in_one_line(recipe: Path) -> Iterator[None]:
+    """Have what a user can do something about end as an InputError.
+
+    Raises InputError: of what was raised inside.
+    """
     try:
-        return run(recipe, arguments)
+        yield
     except ArgumentError as error:
         raise InputError(f"{recipe}: {explain(error)}") from error
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(plain(error)) from error
     except torch.OutOfMemoryError as error:
         raise InputError("there is not enough memory on the device; lower data.batch_size, or data.crop") from error
-    except OSError as error:
+    except (OSError, EOFError) as error:
+        if raised_by(error, "multiprocessing"):
+            raise InputError(LOADER_DIED) from error
+        if not isinstance(error, OSError):
+            raise
         place = error.filename or "a file of the run"
         raise InputError(f"{place}: {error.strerror or error}; check the place and its space") from error
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        if not raised_by(error, "lightning"):
+    except (RuntimeError, MisconfigurationException, ValueError, TypeError) as error:
+        if said := of_a_library(error):
+            raise InputError(said) from error
+        if isinstance(error, RuntimeError) or not raised_by(error, "lightning"):
             raise
         raise InputError(f"{recipe}: the Trainer says: {error}") from error
 
 
-def run(recipe: Path, arguments: list[str]) -> int:
+def last_run(name: str, arguments: list[str]) -> Path | None:
+    """The run that `armm train RECIPE --resume` goes on with: that of --run_dir, or the recipe's newest."""
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("--run_dir=")]
+    if "--run_dir" in arguments:
+        raise InputError("with --resume, write --run_dir=FOLDER in one word")
+    place = Path(given[-1]) if given else RUNS / name.rpartition("/")[2]
+    found = newest_run(place)
+    if found is None:
+        print(f"{place}: nothing to go on with yet; begins")
+    return found
+
+
+def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     """Train, validate, test, report."""
-    cli = TrainCLI(recipe, ["--config", str(recipe), *arguments])
+    cli = TrainCLI(name, ["--config", str(recipe), *arguments], resumed)
     cli.model.prepare(cli.datamodule)
-    with keep_only_runs(cli.run_dir):
+    with keep_only_runs(cli.run_dir), pointing_at(cli.run_dir), in_one_line(recipe):
         cli.save_config()
         began = time.perf_counter()
+        step = cli.saved.step if cli.saved else 0
+        for logger in cli.trainer.loggers:
+            if resumed and isinstance(logger, CSVLogger):
+                keep_curves(logger, step)
         try:
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+            checkpoint = str(cli.saved.path) if cli.saved else None
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
             if cli.recorder.validated_at != cli.trainer.global_step:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
             cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
@@ -212,22 +315,40 @@ def run(recipe: Path, arguments: list[str]) -> int:
             if not cli.recorder.interrupted:
                 raise
     if cli.recorder.interrupted:
-        print(f"\nstopped at step {cli.trainer.global_step}; the model so far is in {cli.run_dir / 'model'}")
-        return 130
+        number = (cli.checkpoints and cli.checkpoints.signal) or signal.SIGINT
+        if rank_zero_only.rank == 0:
+            print(f"\nstopped at step {cli.trainer.global_step}; the model so far is in {cli.run_dir / 'model'}")
+            if in_run(cli.run_dir):
+                print(f"go on with it: armm train --resume {cli.run_dir}")
+        return 128 + number
     if cli.trainer.is_global_zero:
         report(cli, time.perf_counter() - began)
     return 0
 
 
 @contextmanager
+def pointing_at(folder: Path) -> Iterator[None]:
+    """Where what happens inside fails, say how to go on."""
+    try:
+        yield
+    except Exception as error:
+        if rank_zero_only.rank == 0 and in_run(folder):
+            way = f"what was trained is kept; go on: armm train --resume {folder}"
+            if isinstance(error, InputError):
+                raise InputError(f"{error}; {way}") from error
+            print(f"\n{way}", file=sys.stderr)
+        raise
+
+
+@contextmanager
 def keep_only_runs(folder: Path) -> Iterator[None]:
-    """Where what happens inside fails before there is a model, remove the folder, and parents that were not there."""
+    """Where what happens inside fails before it has left anything, remove the folder, and parents that it made."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     was_empty = not missing and not any(folder.iterdir())
     try:
         yield
     except BaseException:
-        if not (folder / "model").exists() and (missing or was_empty):
+        if not (folder / "model").exists() and not in_run(folder) and (missing or was_empty):
             shutil.rmtree(folder, ignore_errors=True)
             for path in missing[1:]:
                 if path.is_dir() and not any(path.iterdir()):
@@ -269,6 +390,7 @@ def quiet() -> None:
         r".*Experiment logs directory.*",
         r".*batch_size.*ambiguous.*",
         r"\s*Dump of a value that does not round-trip",  # tuples, which our classes take as lists too
+        r".*ended before the epoch ended and your dataloader is.*",  # data.train_dataloader begins where it did
         r".*sync_dist=True.*",  # the sums of all ranks are added up before they are logged
     ):
         warnings.filterwarnings("ignore", message)

@@ -18,9 +18,11 @@ from armm.modality import Modality
 from armm.spec import import_class
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
+from armm.training.saving import Checkpointing
 
-SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule}
-TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples")
+SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule, "checkpoints": Checkpointing}
+LOADER_DIED = "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers"
+TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "resume")
 
 
 def explain(error: Exception) -> str:
@@ -53,6 +55,30 @@ def explain(error: Exception) -> str:
     if found := re.search(r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)", text):
         return f"{at}expected {_plain(found[1])}, found {_short(found[2])}"
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+
+
+def of_a_library(error: Exception) -> str | None:
+    """What torch or Lightning say with many words about what a user can mend."""
+    text = str(error)
+    if "DataLoader worker" in text:
+        return LOADER_DIED
+    if "parameter group" in text:
+        return (
+            "the checkpoint's optimiser has other groups of parameters; give model.optimization as the run began with"
+        )
+    if "loading state_dict" in text:
+        found = re.search(r"size mismatch for ([\w.]+):.*?(\[[\d, ]*\]).*?(\[[\d, ]*\])", text, re.DOTALL)
+        which = f": {found[1]} is {found[2]} in it and {found[3]} here" if found else ""
+        return f"the checkpoint is of another model{which}; give the keys of model that the run began with"
+    return None
+
+
+def plain(error: Exception) -> str:
+    """What an error says, without the traceback that a process which loads data puts before it."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return " ".join(text.split())
+    return " ".join(text.rpartition(f"{type(error).__name__}: ")[2].split())
 
 
 def _last(pattern: str, text: str) -> re.Match[str] | None:

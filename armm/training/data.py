@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from armm.grammar import Grammar
 from armm.modality import Modality
 from armm.sequence import Batch, Document
 from armm.training.order import StatelessBatches
+from armm.training.position import FromPosition, Position
 from armm.windows import is_open_ended, room, windows
 
 KEPT_SYMBOLS = 1 << 26  # symbols of a split that are kept encoded, half a gigabyte
@@ -183,6 +186,8 @@ class DataModule(L.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.splits: Splits | None = None
         self.grammar: Grammar | None = None
+        self._position: Position | None = None  # where the next training loader begins
+        self._order: Callable[[int, int], StatelessBatches] | None = None
 
     # ------------------------------------------------------------ preparation
 
@@ -258,14 +263,59 @@ class DataModule(L.LightningDataModule):
                 lengths.append(max(s.n_units for s in crop(document, self.grammar, self.crop, 0)))
             repeats = [max(1, round(n / max(kept, 1))) for n, kept in zip(whole, lengths, strict=True)]
         rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = StatelessBatches(repeats, self.batch_size, self.seed, lengths, rank, n_ranks)
+        self._order = partial(StatelessBatches, repeats, self.batch_size, self.seed, lengths)
+        position, self._position = self._position or Position(0, 0), None
         return DataLoader(
             TrainingSet(self.train, self.crop, self.drop_conditions),
-            batch_sampler=order,
+            batch_sampler=FromPosition(self._order(rank, n_ranks), position),
             collate_fn=Collate(self.grammar),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def items_of(self, epoch: int, batches: Iterable[int]) -> list[dict[str, Any]]:
+        """What some batches of an epoch consist of, on all ranks: items by number, draws, and files where there are."""
+        assert self._order is not None, "train_dataloader comes first"
+        n_ranks = self.trainer.world_size if self.trainer else 1
+        keys = []
+        for rank in range(n_ranks):
+            for batch in batches:
+                keys += next(iter(FromPosition(self._order(rank, n_ranks), Position(epoch, batch))))
+        items = self.train.items
+        paths = items.paths if isinstance(items, FileItems) else None
+        return [{"item": i, "draw": draw, **({"file": str(paths[i])} if paths else {})} for i, draw in keys]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in the data, and what must be as it was for the same batches to follow."""
+        loop = self.trainer.fit_loop if self.trainer else None
+        per_epoch = loop.max_batches if loop else math.inf
+        if loop is None or not math.isfinite(per_epoch):
+            return {}
+        epoch, batch = divmod(loop.total_batch_idx + 1, int(per_epoch))
+        return {"epoch": epoch, "batch": batch, "conditions": self._same_order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on there.
+
+        Raises InputError: other batches would follow.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        for what, now in self._same_order().items():
+            if now != (before := state["conditions"].get(what)):
+                raise InputError(
+                    f"the run cannot go on with the same batches: {what} was {before}, now it is {now}; make it as it "
+                    "was, or begin a new run"
+                )
+        self._position = Position(state["epoch"], state["batch"])
+
+    def _same_order(self) -> dict[str, int]:
+        n_ranks = self.trainer.world_size if self.trainer else 1
+        return {
+            "the number of training documents": len(self.train),
+            "data.batch_size times the number of ranks": self.batch_size * n_ranks,
+            "data.seed": self.seed,
+        }
 
     def _is_ragged(self) -> bool:
         """Whether documents differ in length."""

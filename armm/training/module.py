@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,7 +23,9 @@ from armm.modality import Modality
 from armm.model import AutoregressiveModel, LogProbs
 from armm.sequence import Batch
 from armm.training.data import STRUCTURE, Counts, DataModule
+from armm.training.guard import Guard, Step, StepGuard, local
 from armm.training.optim import Optimization, build
+from armm.training.position import settle
 
 
 class GenerativeModule(L.LightningModule):
@@ -31,6 +38,7 @@ class GenerativeModule(L.LightningModule):
         context: at most so many units in a document; no limit by default.
         optimization: rates, decay and schedule.
         weights: of each modality's symbols in the loss; 1 by default.
+        guard: which steps are skipped because they would do harm, and when the run gives up.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class GenerativeModule(L.LightningModule):
         context: int | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 - frozen
         weights: dict[str, float] | None = None,
+        guard: Guard = Guard(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.modalities: Mapping[str, Modality] = modalities
@@ -57,9 +66,24 @@ class GenerativeModule(L.LightningModule):
         if STRUCTURE in modalities:
             raise InputError(f"{STRUCTURE!r} cannot name a modality: the bits of control symbols are reported under it")
         self.net: AutoregressiveModel | None = None
-        self.n_seen = 0
         self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
-        self._window_count = torch.zeros(())
+        self.validation_bits = math.inf
+        """All bits of the latest validation, structure included: what the best checkpoint has least of."""
+        self.guard, self.step_guard = guard, StepGuard(guard, select=False)
+        self.requests = [0.0, 0.0, 0.0]
+        """What this rank asks all ranks for with its next step: to save, to stop, to have SLURM start the job again."""
+        self.granted = (0.0, 0.0, 0.0)
+        """How many ranks asked for each with the latest step that is known of."""
+        self.is_between_steps = True
+        """Whether nothing of a step that is not finished has changed any weights."""
+        self._seen = self._seen_before = torch.zeros((), dtype=torch.int64)
+        self._window = torch.zeros(2)  # symbols and nats of the batches accumulated so far
+        self._noise_seed: int | None = None
+        self._optimised_with: str | None = None  # what a checkpoint was trained with
+        self._settings: list[dict[str, Any]] = []  # of the optimiser's groups, as configured
+        self._learning: list[torch.nn.Parameter] = []  # those with a gradient in this step
+        self.skipped_steps: list[dict[str, Any]] = []
+        """The latest steps that were skipped, and everything they would have learned from; on rank 0."""
         self._sums: dict[str, list[float]] = {}
 
     @property
@@ -67,6 +91,11 @@ class GenerativeModule(L.LightningModule):
         """The model; there once the data has been seen, since a vocabulary may come from it."""
         assert self.net is not None, "the model is built when fit, validate or test begins"
         return self.net
+
+    @property
+    def n_seen(self) -> int:
+        """Symbols that this rank has trained on."""
+        return int(self._seen)
 
     # -------------------------------------------------------------- set-up
 
@@ -97,14 +126,45 @@ class GenerativeModule(L.LightningModule):
         if n_steps == float("inf"):
             raise InputError("the run has no end to plan the learning rate for; set trainer.max_steps or max_epochs")
         schedule = LambdaLR(optimizer, self.optimization.factor(int(n_steps)))
+        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        if self._noise_seed is None:  # with a checkpoint came the one that the run began with
+            self._noise_seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        skipping, statistics = self.device.type != "cpu", self.step_guard.state_dict()
+        self.step_guard = StepGuard(self.guard, select=skipping)
+        self.step_guard.load_state_dict(statistics)
+
+    def on_train_start(self) -> None:
+        """Rates that are given anew to a run that goes on, instead of those that its checkpoint holds."""
+        if self._optimised_with in (None, repr(self.optimization)):
+            return
+        (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        for group, given in zip(optimizer.param_groups, self._settings, strict=True):
+            share = group["lr"] / group["initial_lr"]
+            group.update(given)
+            group["lr"] = given["initial_lr"] * share
+        schedule.scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
     # ------------------------------------------------------------ training
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make dropout, the only noise in a step, a function of (seed, batch, rank): a run goes on as if never
+        interrupted, on any number of processes, and there is no generator state to keep."""
+        assert self._noise_seed is not None
+        key = [self._noise_seed & (2**64 - 1), self.trainer.fit_loop.total_batch_idx, self.global_rank]
+        # what loggers take for the step; after a restart the Trainer's is one more if a validation was due
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes 0.1 ms to look at all kinds of devices
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def loss_sum(self, batch: Batch, nats: LogProbs) -> tuple[Tensor, Tensor]:
         """Weighted nats of everything that is scored, and the weighted number of symbols."""
         total = -nats.control.sum()
-        n_symbols = torch.tensor(float(nats.control.numel()), device=total.device)
+        n_symbols = torch.full((), float(nats.control.numel()), device=total.device)
         for name, segment in batch.segments.items():
             weight = self.weights.get(name, 1.0)
             total = total - weight * (nats.payload[name] * segment.weights[..., None]).sum()
@@ -117,12 +177,10 @@ class GenerativeModule(L.LightningModule):
     def training_step(self, data: tuple[Batch, Counts], index: int) -> Tensor:
         batch, _ = data
         total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch))
-        if not total.isfinite():
-            raise InputError(
-                f"the loss is {float(total)} at step {self.trainer.global_step}; lower model.optimization.lr or muon_lr"
-            )
-        self._window_count = self._window_count.to(n_symbols) + n_symbols.detach()
-        self.n_seen += int(sum(segment.known.sum() for segment in batch.segments.values()))
+        own = torch.stack([n_symbols.detach(), total.detach()]).float()
+        self._window = self._window.to(total.device) + own
+        n_seen = sum((segment.known.sum() for segment in batch.segments.values()), torch.zeros_like(self._seen))
+        self._seen = self._seen.to(total.device) + n_seen
         mean = total.detach() / n_symbols.clamp(min=1e-9)  # a batch may hold conditions only
         self.log("train/nats", mean, prog_bar=True, batch_size=batch.n_rows)
         # the sum, here; `on_before_optimizer_step` divides by the count of the whole step. The factor undoes the
@@ -141,16 +199,83 @@ class GenerativeModule(L.LightningModule):
         return [parameter for part in parts for parameter in part.parameters()]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn the gradient of the step's summed nats into that of its mean, over all accumulated batches and ranks."""
-        n_symbols = self._window_count
-        if self.trainer.world_size > 1:
-            n_symbols = self.trainer.strategy.reduce(n_symbols, reduce_op="mean")  # gradients are averaged over ranks
-        assert isinstance(n_symbols, Tensor)
-        scale = torch.where(n_symbols > 0, 1.0 / n_symbols, 0.0)
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        self._window_count = torch.zeros((), device=self.device)
+        """Turn the gradient of summed nats into that of their mean over all batches and ranks, and judge the step."""
+        self.is_between_steps = False
+        asked = torch.tensor(self.requests).to(self._window) if any(self.requests) else self._window.new_zeros(3)
+        totals = torch.cat([self._window, asked])  # symbols, nats, requests
+        n_ranks = self.trainer.world_size
+        if n_ranks > 1:  # not `strategy.reduce`, which has all ranks wait for each other
+            torch.distributed.all_reduce(totals)
+        n_symbols, nats, requests = totals[0], totals[1], totals[2:]
+        # gradients are averaged over ranks, so the count is too
+        scale = torch.where(n_symbols > 0, n_ranks / n_symbols, 0.0)
+        self._learning = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._learning if parameter.grad is not None]
+        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)  # type: ignore[attr-defined]
+        norm = get_total_norm(gradients)
+        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._window = torch.zeros_like(self._window)
+        self.requests = [0.0, 0.0, 0.0]
+        loss = torch.where(n_symbols > 0, nats / n_symbols, 0.0)  # a batch may hold conditions only
+        self.step_guard.judge(loss, self._norm, requests)
+        self.step_guard.before_step(self._learning, optimizer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):  # whose norm is known already
+            clip_grads_with_norm_(self._learning, float(gradient_clip_val), self._norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """A step, undone where it was bad."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        n_batches = self.trainer.accumulate_grad_batches
+        batches = range(batch_idx // n_batches * n_batches, batch_idx + 1)
+        steps = self.step_guard.after_step(self.trainer.global_step, epoch, batches, optimizer.optimizer)
+        self._take_note(steps)
+
+    def end_step(self) -> None:
+        """All of a step is done, the schedule's part too."""
+        self.is_between_steps, self._seen_before = True, self._seen
+
+    def forget_unfinished_step(self) -> None:
+        """Be as at the end of the step before."""
+        self._seen, self._window = self._seen_before, torch.zeros_like(self._window)
+
+    def _take_note(self, steps: list[Step]) -> None:
+        for step in steps:
+            self.granted = step.requests[0], step.requests[1], step.requests[2]
+            if not step.good:
+                self.on_skipped_step(step)
+
+    @rank_zero_only
+    def on_skipped_step(self, step: Step) -> None:
+        """Say which step was skipped and what it would have learned from."""
+        what = f"the loss was {step.loss:.4g} (running mean {step.mean:.4g}), the gradient's norm {step.norm:.4g}"
+        where = f"epoch {step.epoch}, batch {step.batches[0]}"
+        if len(step.batches) > 1:
+            where += f" to {step.batches[-1]}"
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        items = data.items_of(step.epoch, step.batches) if isinstance(data, DataModule) else []
+        names = ", ".join(item.get("file", f"item {item['item']}") for item in items[:8])
+        names += f" and {len(items) - 8} more, named in metrics.json" if len(items) > 8 else ""
+        print(f"\nstep {step.number} was skipped: {what}; {where}: {names}", file=sys.stderr)
+        about = {"step": step.number, "epoch": step.epoch, "batches": list(step.batches), "loss": str(step.loss)}
+        self.skipped_steps = [*self.skipped_steps, {**about, "norm": str(step.norm), "items": items}][-100:]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.step_guard.gives_up(self.trainer.global_step):
+            n, guard = len(self.step_guard.skipped), self.guard
+            raise InputError(
+                f"{n} of the latest {guard.window} steps were skipped, the last at step {self.step_guard.skipped[-1]}: "
+                "training does not get on; lower model.optimization.lr or muon_lr, mend the data named above, or raise "
+                "model.guard.spike or limit"
+            )
 
     # ------------------------------------------------------------- scoring
 
@@ -173,10 +298,12 @@ class GenerativeModule(L.LightningModule):
 
     def _finish(self, split: str) -> None:
         results: dict[str, dict[str, float]] = {}
+        all_nats = []
         for name, sums in self._sums.items():
             if self.trainer.world_size > 1:
                 sums = self.trainer.strategy.reduce(torch.tensor(sums, device=self.device), reduce_op="sum").tolist()  # type: ignore[union-attr]
             nats, n_bits, n_nats = sums
+            all_nats.append(nats)
             if not n_bits:
                 continue
             if name == STRUCTURE:
@@ -187,6 +314,8 @@ class GenerativeModule(L.LightningModule):
                 f"bits_per_{modality.bits_per}": nats / math.log(2) / n_bits,
                 f"nats_per_{modality.nats_per}": nats / n_nats,
             }
+        if split == "val":
+            self.validation_bits = math.fsum(all_nats) / math.log(2)
         self._sums = {}
         self.metrics[split] = results
         for name, values in results.items():
@@ -207,8 +336,24 @@ class GenerativeModule(L.LightningModule):
 
     # ---------------------------------------------------------- checkpoints
 
+    def on_train_end(self) -> None:
+        self._take_note(self.step_guard.known())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["n_seen"] = self.n_seen
+        settle(checkpoint["loops"]["fit_loop"], self.trainer.num_training_batches, checkpoint["global_step"])
+        self._take_note(self.step_guard.known())
+        checkpoint["armm"] = {
+            "n_seen": self.n_seen,
+            "noise_seed": self._noise_seed,
+            "guard": self.step_guard.state_dict(),
+            "metrics": self.metrics,
+            "skipped_steps": self.skipped_steps,
+            "optimization": repr(self.optimization),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.n_seen = checkpoint.get("n_seen", 0)
+        own = checkpoint["armm"]
+        self._seen = self._seen_before = torch.tensor(own["n_seen"], dtype=torch.int64)
+        self._noise_seed, self._optimised_with = own["noise_seed"], own["optimization"]
+        self.step_guard.load_state_dict(own["guard"])
+        self.metrics, self.skipped_steps = own["metrics"], own["skipped_steps"]

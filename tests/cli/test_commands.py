@@ -38,7 +38,7 @@ def test_training_on_own_files_leaves_a_run(name: str, runs: Path) -> None:
     """Resolved config, curves, scores and a bundle; the keys of the scores are those of the documentation."""
     folder = runs / name
     found = {path.name.split(".")[0] if "tfevents" in path.name else path.name for path in folder.iterdir()}
-    assert found == {"config.yaml", "events", "hparams.yaml", "metrics.csv", "metrics.json", "model"}
+    assert found == {"checkpoints", "config.yaml", "events", "hparams.yaml", "metrics.csv", "metrics.json", "model"}
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     unit = {"text": "char", "audio": "sample"}.get(name, "dim")
     modality = "image" if name == "class" else name

@@ -1,0 +1,225 @@
+"""Checkpoints that are whole or not there: written aside, synced, renamed; their checksum is looked at before loading.
+
+A checkpoint file is what `torch.save` writes (so `torch.load(path, weights_only=True)` reads it), then a line of JSON
+with the checksum of all that and the step it was taken at, then the length of that line and a mark. A sharded
+checkpoint is a folder of such as the strategy writes, with that JSON, about every file, in `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from armm.errors import InputError
+
+FOLDER = "checkpoints"  # of a run
+MARK = b"ARMMCKP1"
+LENGTH = 8  # bytes of the length of the line of JSON
+MANIFEST = "manifest.json"
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is whole.
+
+    Attributes:
+        step: optimiser steps taken. epoch: the one it was in. at: when, in seconds since 1970.
+    """
+
+    path: Path
+    step: int
+    epoch: int
+    at: float
+
+    @property
+    def when(self) -> str:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.at))
+
+
+class Hashing:
+    """A file to write to, whose checksum is known in the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder's files survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class CheckedIO(TorchCheckpointIO):
+    """Lightning's way to files, for every checkpoint that a Trainer writes or reads."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):  # a store of objects, which are whole or not there anyway
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with beside.open("wb") as file:
+                hashing = Hashing(file)
+                torch.save(checkpoint, hashing)  # type: ignore[arg-type]
+                about = {"sha256": hashing.hash.hexdigest(), "size": file.tell(), "at": time.time()}
+                about |= {"step": int(checkpoint["global_step"]), "epoch": int(checkpoint["epoch"])}
+                line = json.dumps(about).encode()
+                file.write(line + len(line).to_bytes(LENGTH, "big") + MARK)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            sync_folder(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only)
+        try:
+            check(Path(path))
+        except DamagedError as error:
+            raise InputError(f"{path} is damaged: {error}; name another checkpoint") from error
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def check(path: Path) -> Saved:
+    """Raises DamagedError: a checkpoint is not what was written, or none."""
+    try:
+        about = _check_folder(path) if path.is_dir() else _check_file(path)
+        return Saved(path, int(about["step"]), int(about["epoch"]), float(about["at"]))
+    except OSError as error:
+        raise DamagedError(error.strerror or str(error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"what stands at its end is not as it should be ({error!r})") from error
+
+
+def _check_file(path: Path) -> dict[str, Any]:
+    tail = LENGTH + len(MARK)
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < tail:
+            raise DamagedError(f"it has {size} bytes")
+        file.seek(size - tail)
+        length, mark = int.from_bytes(file.read(LENGTH), "big"), file.read()
+        if mark != MARK or length > size - tail:
+            raise DamagedError("its end is missing")
+        file.seek(size - tail - length)
+        about = json.loads(file.read(length))
+        if about["size"] != size - tail - length or _digest(file, about["size"]) != about["sha256"]:
+            raise DamagedError("its checksum differs")
+    return about
+
+
+def _digest(file: BinaryIO, size: int) -> str:
+    """The checksum of a file's first bytes."""
+    file.seek(0)
+    total = hashlib.sha256()
+    while size and (piece := file.read(min(size, 1 << 20))):
+        total.update(piece)
+        size -= len(piece)
+    return total.hexdigest()
+
+
+def _check_folder(folder: Path) -> dict[str, Any]:
+    about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    for name, (size, digest) in about["files"].items():
+        with (folder / name).open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size or _digest(file, size) != digest:
+                raise DamagedError(f"the checksum of its {name} differs")
+    return about
+
+
+def seal(folder: Path, step: int, epoch: int) -> None:
+    """Sync a folder that a strategy has written its shards to, and write down their checksums."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+            files[path.relative_to(folder).as_posix()] = size, _digest(file, size)
+    about = {"step": step, "epoch": epoch, "at": time.time(), "files": files}
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump(about, file)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+# ---------------------------------------------------------------------- those of a run
+
+
+def place_for(run: Path, step: int, is_best: bool) -> Path:
+    """Where a run's checkpoint goes."""
+    return run / FOLDER / f"{'best' if is_best else 'step'}-{step:09d}.ckpt"
+
+
+def in_run(run: Path) -> list[Path]:
+    """A run's checkpoints, good or not, the newest first; those too that a SLURM job saved before it was requeued."""
+    own = [path for path in (run / FOLDER).glob("*.ckpt") if not path.name.startswith(".")]
+    return sorted([*own, *run.glob("hpc_ckpt_*.ckpt")], key=_age)
+
+
+def _age(path: Path) -> tuple[float, str]:
+    """Sorts the newest first."""
+    try:
+        return -path.stat().st_mtime_ns, path.name
+    except OSError:
+        return 0.0, path.name
+
+
+def newest(run: Path, say: Callable[[str], None] = print) -> Saved | None:
+    """The newest checkpoint of a run that is whole; those that are not are named."""
+    found = []
+    for path in in_run(run):
+        try:
+            found.append(check(path))
+        except DamagedError as error:
+            say(f"{path} is damaged: {error}; it is left out")
+    return max(found, key=lambda saved: (saved.step, saved.at), default=None)
+
+
+def tidy(run: Path, keep: int) -> None:
+    """Remove what is superseded: all but the newest few and the newest of the best; and what was left half-written."""
+    for path in (run / FOLDER).glob(".*.ckpt*"):
+        remove(path)
+    own = [path for path in in_run(run) if path.parent.name == FOLDER]
+    best = [path for path in own if path.name.startswith("best-")]
+    for path in own[keep:]:
+        if path not in best[:1]:
+            remove(path)
+    for path in run.glob("hpc_ckpt_*.ckpt"):
+        if path not in in_run(run)[:keep]:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

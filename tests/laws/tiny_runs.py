@@ -1,0 +1,184 @@
+"""Tiny trainings of every kind, all noise on: what the law of exact resume is checked on, in one process or two."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from tiny_modalities import hash_symbols
+from torch import Tensor
+
+from armm.backbones import Transformer
+from armm.datasets import Item, Items, OnError, Source, Splits
+from armm.heads import CausalConv
+from armm.modalities import Audio, Image, Label, Text
+from armm.modality import Modality
+from armm.training import DataModule, GenerativeModule, Optimization
+from armm.training.checkpoints import CheckedIO, newest
+from armm.training.guard import tensors_in
+from armm.training.saving import Checkpointing, Checkpoints
+
+BACKBONE = Transformer(width=8, n_layers=1, n_heads=2, dropout=0.2)
+HEAD = CausalConv(channels=4, skip=4, dilations=(1, 2), hidden_layers=1, dropout=0.2)
+
+
+class Noisy(Items):
+    """Items drawn anew at every visit, as binarised images are."""
+
+    varies = True
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def item(self, index: int, draw: int) -> Item:
+        item = dict(self.items[index])
+        if "image" in item:
+            item["image"] = np.random.default_rng(draw).integers(0, 3, (4, 4)).astype(np.uint8)
+        return item
+
+
+@dataclass(frozen=True)
+class Given(Source):
+    items: Sequence[Item]
+
+    def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
+        return Splits(Noisy(self.items), Noisy(self.items[:3]), Noisy(self.items[:3]))
+
+
+def text(k: int) -> str:
+    return "".join(chr(97 + symbol) for symbol in hash_symbols(9 + 5 * k, 20, seed=k))
+
+
+def sound(k: int) -> np.ndarray:
+    return np.sin(np.arange(20 + 9 * k) * (0.1 + 0.05 * k)).astype(np.float32)
+
+
+N_ITEMS = 7  # 3 batches of 2 an epoch
+PICTURE = np.zeros((4, 4), dtype=np.uint8)
+TEXT, AUDIO = Text(kind="bytes", ended=True), Audio(frame=8, head=HEAD)
+IMAGE, LABEL = Image(size=(4, 4), levels=3, head=HEAD), Label(n_classes=3)
+# modalities, layout, items, options of the data
+CASES: dict[str, tuple[tuple[Modality, ...], list[str] | None, list[Item], dict[str, Any]]] = {
+    "text": ((TEXT,), ["text"], [{"text": text(k)} for k in range(N_ITEMS)], {"crop": 16}),
+    "images": ((IMAGE,), ["image"], [{"image": PICTURE}] * N_ITEMS, {}),
+    "audio": ((AUDIO,), ["audio"], [{"audio": sound(k)} for k in range(N_ITEMS)], {"crop": 3}),
+    "mixed": (
+        (LABEL, TEXT, IMAGE, AUDIO),
+        None,
+        [
+            {"label": k % 3, **({"text": text(k)} if k % 2 else {"image": PICTURE}), "audio": sound(k)}
+            for k in range(N_ITEMS)
+        ],
+        {"conditions": ["label"], "drop_conditions": 0.3},
+    ),
+}
+
+
+@dataclass
+class Result:
+    """What a run leaves that another must equal: weights and moments, what it saw, and the losses it logged by step."""
+
+    state: list[Tensor]
+    n_seen: int
+    losses: dict[int, float]
+    validations: dict[int, float]
+
+    def digest(self) -> str:
+        """Short, for a comparison across processes."""
+        total = hashlib.sha256()
+        for tensor in self.state:
+            total.update(tensor.contiguous().numpy().tobytes())
+        return f"{total.hexdigest()[:16]} {self.n_seen}"
+
+
+class Watched(GenerativeModule):
+    """Keeps what the optimiser got in the first step, before clipping."""
+
+    gradients: dict[str, Tensor]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        if self.trainer.global_step == 0:
+            Watched.gradients = {n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
+
+
+class Diary(L.Callback):
+    """Notes every step's loss, and every validation's bits."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+        self.validations: dict[int, float] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.losses[trainer.fit_loop.total_batch_idx] = float(trainer.callback_metrics["train/nats"])
+        assert trainer.fit_loop.epoch_loop._batches_that_stepped + 1 >= trainer.global_step
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, GenerativeModule)
+        self.validations[trainer.global_step] = pl_module.validation_bits
+
+
+def train(
+    case: str,
+    folder: Path,
+    *,
+    n_steps: int = 8,
+    dropout: float | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    accumulate: int = 1,
+    batch_size: int = 2,
+    callbacks: Sequence[L.Callback] = (),
+    minutes: float = 0.0,
+    module_class: type[GenerativeModule] = GenerativeModule,
+    optimization: Optimization = Optimization(warmup=0.2, weight_decay=0.1),  # noqa: B008 - frozen
+    **options: Any,
+) -> Result:
+    """Begin, or go on with the newest checkpoint in the folder."""
+    torch.manual_seed(seed)
+    modalities, layout, items, of_data = CASES[case]
+    backbone = BACKBONE
+    if dropout is not None:
+        backbone = replace(BACKBONE, dropout=dropout)
+        heads = [replace(m.head, dropout=dropout) if isinstance(m.head, CausalConv) else m.head for m in modalities]
+        modalities = tuple(replace(m, head=head) for m, head in zip(modalities, heads, strict=True))  # type: ignore
+    module = module_class({m.name: m for m in modalities}, backbone, layout, optimization=optimization)
+    data = DataModule(Given(items), batch_size=batch_size, num_workers=workers, **of_data)
+    diary = Diary()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        plugins=[CheckedIO()],
+        callbacks=[diary, *callbacks, Checkpoints(folder, Checkpointing(minutes=minutes))],
+        max_steps=n_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=1.0,
+        **{"val_check_interval": 3, "check_val_every_n_epoch": None, "limit_val_batches": 1.0, **options},
+    )
+    module.prepare(data)
+    saved = newest(folder)
+    path = str(saved.path) if saved else None
+    trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    assert trainer.global_step == n_steps
+    return result_of(trainer, module, diary)
+
+
+def result_of(trainer: L.Trainer, module: GenerativeModule, diary: Diary) -> Result:
+    moments = tensors_in([optimizer.state_dict() for optimizer in trainer.optimizers])
+    rates = [torch.tensor([float(group["lr"]) for group in trainer.optimizers[0].param_groups], dtype=torch.float64)]
+    weights = [parameter.detach() for parameter in module.parameters()]
+    return Result([*weights, *moments, *rates], module.n_seen, diary.losses, diary.validations)
