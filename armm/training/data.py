@@ -58,7 +58,7 @@ class Documents:
         try:
             document = self._encode(self.items.item(index, draw))
         except InputError as error:
-            path = self.items.paths[index] if isinstance(self.items, FileItems) else None
+            path = self.items.path(index) if isinstance(self.items, FileItems) else None
             if path is None or str(error).startswith(str(path)):
                 raise
             raise InputError(f"{path}: {error}") from error
