@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
     for name, value in (("--sample-mb", options.sample_mb), ("--shard-mb", options.shard_mb)):
         if not 0 < value < 2**20:
             raise InputError(f"{name} is {value}, it must be more than 0")
-    workers = options.workers if options.workers is not None else len(os.sched_getaffinity(0))
+    workers = _n_cores() if options.workers is None else options.workers
     if workers < 1:
         raise InputError(f"--workers is {workers}, it must be at least 1")
     settings = Settings(
@@ -72,6 +72,11 @@ def run(arguments: list[str]) -> int:
         print(f"{split:>5}: {sum(shard.symbols[i] for shard in index.shards):,} symbols")
     print(f"next: armm train {options.recipe} --data.source armm.datasets.TokenShards --data.path {options.out}")
     return 0
+
+
+def _n_cores() -> int:
+    """Of those that this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def text_modality(recipe: str, vocab_size: int | None) -> Modality:

@@ -25,11 +25,17 @@ Encoder = Callable[[bytes], np.ndarray]
 N_WORDS = 2**18  # that are remembered, some 50 MB
 
 WHITE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# GPT-2's pattern never matches across these borders: it keeps the last blank before a word for the word, and nothing
-# else that is white stands in one piece with something that is not
-WORDS = re.compile(f"[{WHITE}]+(?![^{WHITE}])| ?[^{WHITE}]+|[{WHITE}]")
-# letters, digits and other signs of ASCII are pieces of their own; an apostrophe may belong to the letters after it
-PARTS = re.compile(r" ?(?:[A-Za-z]+|[0-9]+|[^A-Za-z0-9 ]+)")
+ASCII = r"(?![^\x00-\x7f])"  # what else is a letter is left to the library
+# GPT-2's pattern, which byte-level BPE cuts texts by; a word with more than ASCII in it comes whole to its end
+WORDS = re.compile(
+    r"'(?:s|t|re|ve|m|ll|d)"
+    rf"| ?[A-Za-z]++{ASCII}"
+    rf"| ?[0-9]++{ASCII}"
+    rf"| ?[^A-Za-z0-9\t-\r \x80-\U0010ffff]++{ASCII}"
+    rf"| ?[^{WHITE}]+"
+    rf"|[{WHITE}]+(?![^{WHITE}])"
+    rf"|[{WHITE}]"
+)
 
 
 def encoder(modality: Modality) -> Encoder:
@@ -97,22 +103,11 @@ class Bpe:
         return self.symbols[np.repeat(starts - ends + lengths, lengths) + np.arange(n)]
 
     def _learn(self, words: list[str]) -> None:
-        """Add words that are new, the parts of compound ones first."""
-        plain = [word for word in words if word.isascii() and "'" not in word and not word.isspace()]
-        parts = {word: found for word in plain if len(found := PARTS.findall(word)) > 1}
-        single = dict.fromkeys(word for word in words if word not in parts)
-        single.update(dict.fromkeys(part for found in parts.values() for part in found))
-        unknown = [part for part in single if part not in self.numbers]
-        # the library spends more than half of its time on what is not needed here, such as offsets
-        for word, encoding in zip(unknown, self.tokenizer.encode_batch_fast(unknown), strict=True):
+        for word, encoding in zip(words, self.tokenizer.encode_batch_fast(words), strict=True):
             symbols = encoding.ids
-            if b"".join(self.spelling[i] for i in symbols) != word.encode():
-                raise InputError(
-                    "the tokenizer changes the text, so its bits would be those of another; learn a new one"
-                )
+            if b"".join([self.spelling[i] for i in symbols]) != word.encode():
+                raise InputError("the tokenizer changes the text, so its bits would be those of another; learn another")
             self._add(word, np.array(symbols, dtype=np.uint32))
-        for word, found in parts.items():
-            self._add(word, self._gather(np.array([self.numbers[part] for part in found])))
 
     def _add(self, word: str, symbols: np.ndarray) -> None:
         number = len(self.numbers)

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -287,7 +288,9 @@ def _run_apart(
             while True:
                 while len(running) < 2 * n_workers and (following := next(waiting, None)):
                     number, job = following
-                    running[pool.submit(run_job, number, job, preparation, known.get(number))] = number
+                    with _interrupts_held():
+                        future = pool.submit(run_job, number, job, preparation, known.get(number))
+                    running[future] = number
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -301,9 +304,21 @@ def _run_apart(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that begin inside never see Ctrl-C, which is for their parent; that sees it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when the parent does, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: end when the parent does, however it ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -416,7 +431,7 @@ class Draft:
                 raise InputError(f"{piece.place}: {error}") from error
             left_out.append(f"{piece.place}: {error}")
             return
-        self.symbols[piece.split].append(symbols.astype(self.preparation.dtype))
+        self.symbols[piece.split].append(np.array(symbols, dtype=self.preparation.dtype))
         self.begins[piece.split].append(piece.begins)
         self.text_bytes += len(piece.content)
 
@@ -427,7 +442,7 @@ class Draft:
             last: whether the job has no further shard.
         """
         whole = [symbols for split in self.symbols for symbols in split]
-        contents = [symbols.tobytes() for symbols in whole]
+        contents = [memoryview(symbols).cast("B") for symbols in whole]
         begins = [first for split in self.begins for first in split]
         table = np.empty((len(whole), 3), dtype="<u8")
         table[:, 0] = np.cumsum([len(symbols) for symbols in whole])

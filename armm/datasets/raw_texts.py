@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from armm.datasets.files import list_files
+import numpy as np
+
+from armm.datasets.files import list_files, split_by_hash
 from armm.errors import InputError
 
 PIECE_BYTES = 2**18
@@ -80,7 +82,10 @@ Job = tuple[Range, ...]
 
 @dataclass(frozen=True)
 class Dealing:
-    """How documents are dealt out: by a hash of the seed, the file's name and, in `.jsonl`, the place of the line."""
+    """How documents are dealt out: lines by a hash of the seed, their file's name and their place in it.
+
+    Texts in files of their own are dealt out like those of a folder (`split_by_hash`); fewer than `FEW_TEXTS` are cut.
+    """
 
     val: float
     test: float
@@ -123,31 +128,47 @@ def find_sources(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Source
 
 
 def plan(sources: Sequence[Source], job_bytes: int, dealing: Dealing) -> list[Job]:
-    """Every byte in one job, of about `job_bytes` each; a gzipped file is not divided."""
-    few = len(sources) < FEW_TEXTS and not any(source.is_lines for source in sources)
+    """Every byte in one job, of `job_bytes` each but for gzipped files, which are not divided.
+
+    Raises InputError: too few files to deal out.
+    """
     jobs: list[Job] = []
     ranges: list[Range] = []
-    n_bytes = 0
-    for source in sources:
-        for wanted in _ranges(source, job_bytes, dealing if few and not source.is_zipped else None):
-            ranges.append(wanted)
-            n_bytes += wanted.end - wanted.start
-            if n_bytes >= job_bytes:
+    room = job_bytes
+    for source, first, last, split in _parts(sources, dealing):
+        while first < last:
+            end = last if source.is_zipped else min(last, first + room)
+            ranges.append(Range(source, first, end, split))
+            first, room = end, room - (end - first)
+            if room <= 0:
                 jobs.append(tuple(ranges))
-                ranges, n_bytes = [], 0
+                ranges, room = [], job_bytes
     return [*jobs, tuple(ranges)] if ranges else jobs
 
 
-def _ranges(source: Source, job_bytes: int, cut: Dealing | None) -> Iterator[Range]:
-    n = source.n_bytes
-    parts: list[tuple[int, int, int | None]] = [(0, n, None)]
-    if cut is not None:  # its beginning to train on, its end to test, as for a folder of few texts
-        end_of_train, end_of_val = int(n * (1 - cut.val - cut.test)), int(n * (1 - cut.test))
-        parts = [(0, end_of_train, TRAIN), (end_of_train, end_of_val, VAL), (end_of_val, n, TEST)]
-    step = n if source.is_zipped else job_bytes
-    for first, last, split in parts:
-        for start in range(first, last, step):
-            yield Range(source, start, min(start + step, last), split)
+def _parts(sources: Sequence[Source], dealing: Dealing) -> Iterator[tuple[Source, int, int, int | None]]:
+    """The files, and what of each is for what; None where a hash decides line by line."""
+    n = len(sources)
+    if any(source.is_lines for source in sources):
+        yield from ((source, 0, source.n_bytes, None) for source in sources)
+    elif n < FEW_TEXTS and not any(source.is_zipped for source in sources):
+        for source in sources:  # its beginning to train on, its end to test, as for a folder of few texts
+            size = source.n_bytes
+            end_of_train, end_of_val = int(size * (1 - dealing.val - dealing.test)), int(size * (1 - dealing.test))
+            yield source, 0, end_of_train, TRAIN
+            yield source, end_of_train, end_of_val, VAL
+            yield source, end_of_val, size, TEST
+    else:
+        if n < 3:
+            raise InputError(
+                f"{sources[0].path}: {n} gzipped {'text' if n == 1 else 'texts'} cannot be dealt out to training, "
+                "validation and test; unzip it, or give more files"
+            )
+        names = [source.name for source in sources]
+        split_of = np.full(n, TRAIN)
+        for split, numbers in enumerate(split_by_hash(names, dealing.val, max(dealing.test, 1e-9), dealing.seed)):
+            split_of[numbers] = VAL if split == TEST and not dealing.test else split
+        yield from ((source, 0, source.n_bytes, int(split_of[i])) for i, source in enumerate(sources))
 
 
 def pieces(wanted: Range, field: str, dealing: Dealing, left_out: list[str] | None = None) -> Iterator[Piece]:

@@ -356,7 +356,8 @@ class Windows(Sequence[Document]):
             for number, piece in enumerate(cut):
                 found.extend((index, number, sum(segment.n_units for segment in piece)))
         where = np.frombuffer(found, dtype=np.intc).reshape(-1, 3)
-        where = where[spread(len(where), at_most)]
+        if at_most is not None:
+            where = where[spread(len(where), at_most)]
         self.where = where[np.argsort(where[:, 2], kind="stable")]
         self._last: tuple[int, list[Document]] | None = None
 

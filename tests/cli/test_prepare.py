@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from own_files import SMALL_BACKBONE, TEXT, Run, everything_in
 
+from armm import bundle
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL = ("--val=0.1", "--test=0.1", "--vocab-size=300")
@@ -42,9 +44,8 @@ def test_prepared_text_trains_and_generates(here: Path, run: Run) -> None:
         *SMALL_BACKBONE,
         "--n_samples=0",
     )
-    model = here / "runs/shards/0/model"
     learned = (here / "my_set/tokenizer.json").read_bytes()
-    assert any(path.read_bytes() == learned for path in model.rglob("tokenizer.json"))
+    assert bundle.load(here / "runs/shards/0").modalities["text"].files() == {"tokenizer.json": learned}
     metrics = json.loads((here / "runs/shards/0/metrics.json").read_text(encoding="utf-8"))
     assert metrics["test"]["text"]["bits_per_byte"] > 0
     assert "bits" in run("score", "runs/shards/0", "mine.txt")
