@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     path.write_bytes(content[:10] + bytes([content[10] ^ 1]) + content[11:])
     splits = load(out)
     with pytest.raises(InputError, match=r"000001-000\.bin is damaged.*run the same armm prepare again"):
-        texts_of(splits.train, splits.fitted["text"])
+        [splits.train.item(i, 0) for i in range(len(splits.train))]
     path.write_bytes(content[:-2])
     with pytest.raises(InputError, match=rf"000001-000\.bin is damaged.*{len(content) - 2} bytes of {len(content)}"):
         load(out)
@@ -92,8 +93,8 @@ class Same(Source):
         fitted = self.splits.fitted["text"]
         assert isinstance(fitted, Text)
         parts = (self.splits.train, self.splits.val, self.splits.test)
-        lists = [ListOfItems([{"text": text} for text in texts_of(items, fitted)]) for items in parts]
-        return Splits(*lists)
+        train, val, test = (ListOfItems([{"text": text} for text in texts_of(items, fitted)]) for items in parts)
+        return Splits(train, val, test)
 
 
 def attached(source: Source, path: Path | None, text: Text = BPE, **options: Any) -> DataModule:
@@ -137,6 +138,8 @@ def test_training_reads_crops_of_every_document(num_workers: int, prepared: Path
         np.array_equal(a, b) for a, b in zip(found, (b.segments["text"].symbols for b, _ in loader), strict=True)
     )
     assert data.train._kept is None
+    again = pickle.loads(pickle.dumps(data.train.items))  # as worker processes that are spawned get it
+    assert again.item(3, 0)["text"].flat().tolist() == data.train.items.item(3, 0)["text"].flat().tolist()
 
 
 def test_a_large_set_needs_no_memory_of_its_size(prepared: Path, tmp_path: Path) -> None:

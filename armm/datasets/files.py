@@ -283,7 +283,7 @@ def split_by_hash(
     digests = b"".join(
         hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()[:8] for name in names
     )
-    order = np.argsort(np.frombuffer(digests, dtype=">u8"), kind="stable").tolist()
+    order: list[int] = np.argsort(np.frombuffer(digests, dtype=">u8"), kind="stable").tolist()
     first: dict[str, int] = {}
     for i in order:
         first.setdefault(groups[i] if groups else "", i)

@@ -89,7 +89,7 @@ class LitItems(Items):
 
 def _raw(value: Any, modality: Modality) -> Any:
     """What a modality encodes: bytes are the content of a file that it reads, all else is as it is."""
-    if not isinstance(value, bytes):
+    if not isinstance(value, bytes | bytearray | memoryview):
         return np.asarray(value) if hasattr(value, "__array__") else value
     with tempfile.NamedTemporaryFile(prefix="armm-", suffix=modality.suffix) as file:
         file.write(value)

@@ -442,7 +442,7 @@ class Draft:
             last: whether the job has no further shard.
         """
         whole = [symbols for split in self.symbols for symbols in split]
-        contents = [memoryview(symbols).cast("B") for symbols in whole]
+        contents = [symbols.data.cast("B") for symbols in whole]
         begins = [first for split in self.begins for first in split]
         table = np.empty((len(whole), 3), dtype="<u8")
         table[:, 0] = np.cumsum([len(symbols) for symbols in whole])

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -182,7 +182,7 @@ def pieces(wanted: Range, field: str, dealing: Dealing, left_out: list[str] | No
     """
     source = wanted.source
     try:
-        with gzip.open(source.path) if source.is_zipped else open(source.path, "rb") as file:
+        with cast(BinaryIO, gzip.open(source.path) if source.is_zipped else open(source.path, "rb")) as file:
             if source.is_lines:
                 yield from _lines(file, wanted, field, dealing, left_out)
             else:
@@ -193,7 +193,7 @@ def pieces(wanted: Range, field: str, dealing: Dealing, left_out: list[str] | No
         raise InputError(f"{source.path}: cannot be read ({error.strerror or error}); check it") from error
 
 
-def _lines(file: IO[bytes], wanted: Range, field: str, dealing: Dealing, left_out: list[str] | None) -> Iterator[Piece]:
+def _lines(file: BinaryIO, wanted: Range, field: str, dealing: Dealing, left_out: list[str] | None) -> Iterator[Piece]:
     source, at = wanted.source, wanted.start
     if at:
         file.seek(at - 1)
@@ -236,7 +236,7 @@ def _cut(content: bytes, split: int, place: str) -> Iterator[Piece]:
         start = end
 
 
-def _blocks(file: IO[bytes], wanted: Range, dealing: Dealing) -> Iterator[Piece]:
+def _blocks(file: BinaryIO, wanted: Range, dealing: Dealing) -> Iterator[Piece]:
     source = wanted.source
     split = dealing.split(source.name, 0) if wanted.split is None else wanted.split
     at, end = (0, None) if source.is_zipped else (_border(file, wanted.start), _border(file, wanted.end))
@@ -252,7 +252,7 @@ def _blocks(file: IO[bytes], wanted: Range, dealing: Dealing) -> Iterator[Piece]
         at, rest = at + cut, block[cut:]
 
 
-def _border(file: IO[bytes], at: int) -> int:
+def _border(file: BinaryIO, at: int) -> int:
     """The first place from `at` on where a text may be cut: after a line end, or else between characters."""
     if at == 0:
         return 0

@@ -104,7 +104,8 @@ class Index:
                 raise InputError(f"{where} is of version {found['version']}, this armm reads {VERSION}; update it")
             shards = tuple(map(Shard.parse, found["shards"]))
             np.dtype(found["dtype"])
-            return cls(*(found[name] for name in ("modality", "learned", "vocab", "dtype", "text_unit")), shards)
+            given = {name: found[name] for name in ("modality", "learned", "vocab", "dtype", "text_unit")}
+            return cls(**given, shards=shards)
         except InputError:
             raise
         except (ValueError, KeyError, TypeError) as error:

@@ -41,7 +41,7 @@ class Slots:
         self._tables: OrderedDict[int, Drawn] = OrderedDict()
 
     @classmethod
-    def of(cls, repeats: Sequence[int], lengths: Sequence[int] | None = None) -> Slots:
+    def of(cls, repeats: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarray | None = None) -> Slots:
         """Those of items that are all in memory.
 
         Args:
