@@ -1,4 +1,4 @@
-"""The command line: `armm train | generate | reproduce | score | bench | list | check-modality | demo`.
+"""The command line: `armm prepare | train | generate | reproduce | score | bench | list | check-modality | demo`.
 
 A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit code 130.
 """
@@ -23,6 +23,12 @@ def train(arguments: list[str]) -> int:
     from armm.training.command import train
 
     return train(arguments)
+
+
+def prepare(arguments: list[str]) -> int:
+    from armm.commands.prepare import run
+
+    return run(arguments)
 
 
 def generate(arguments: list[str]) -> int:
@@ -69,6 +75,7 @@ def demo(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "train a recipe: armm train image/digits --trainer.max_steps 500"),
+    "prepare": (prepare, "text of any size as token shards to train on: armm prepare text/shards TEXT... --out DIR"),
     "generate": (generate, "sample from a trained model: armm generate RUN --n 16 --out samples/"),
     "reproduce": (reproduce, "make a sample again from what its file says, and compare: armm reproduce FILE"),
     "score": (score, "bits of files under a model: armm score RUN FILE..."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from armm.backbones import Transformer
 from armm.datasets import Folder, Items, Splits
 from armm.datasets import files as files_module
-from armm.datasets.files import list_files, split_by_hash
+from armm.datasets.files import FileItems, FileList, list_files, split_by_hash
 from armm.errors import InputError
 from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
+from armm.model import AutoregressiveModel
 from armm.sequence import Segment
+from armm.training import DataModule
+from armm.training import data as data_module
 
 TEXT = {"text": Text(kind="bytes")}
 IMAGE = {"image": Image(size=(2, 2), levels=4)}
@@ -148,8 +153,72 @@ def test_files_beyond_the_memory_limit_are_read_again(tmp_path, monkeypatch):
     reread = Folder().load(IMAGE, tmp_path, "fail")
     for a, b in zip(parts(kept), parts(reread), strict=True):
         np.testing.assert_array_equal([item["image"] for item in a], [item["image"] for item in b])
-    n_kept = sum(raw is not None for split in (reread.train, reread.val, reread.test) for raw in split.kept)  # pyright: ignore
-    assert n_kept == 2  # of 4 bytes each
+    assert isinstance(reread.train, FileItems) and len(reread.train.kept) == 2  # of 4 bytes each
+
+
+class Counted(Image):
+    """Counts how many files are read."""
+
+    read: ClassVar[list[Path]] = []
+
+    def load(self, path: Path) -> Any:
+        self.read.append(path)
+        return super().load(path)
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """40 pictures in two folders, which are more than are read before training."""
+    monkeypatch.setattr(files_module, "READ_FIRST", 30)
+    monkeypatch.setattr(files_module, "SAMPLE", 4)
+    Counted.read.clear()
+    for kind in ("cat", "dog"):
+        write_images(tmp_path / kind, 20)
+    return tmp_path
+
+
+def test_of_many_files_few_are_read_before_training(many, monkeypatch):
+    """A folder of a million images would otherwise be decoded before the first step, labels and order included."""
+    modalities = {"label": Label(), "image": Counted(size=(2, 2), levels=4)}
+    data = DataModule(Folder(), str(many), batch_size=2, n_val=1)
+    fitted = data.fit_modalities(modalities)
+    assert fitted["label"].vocab == 2 and len(Counted.read) == 4  # those of the sample
+    monkeypatch.setattr(data_module, "READ_FIRST", 1)
+    data.attach(AutoregressiveModel(fitted, Transformer(width=8, n_layers=1, n_heads=1), ["label", "image"]).grammar)
+    data.train_dataloader()
+    assert len(Counted.read) == 4 + 3  # the first of each split
+    assert sum(batch.n_rows for batch, _ in data.test_dataloader()) == 4
+
+
+def test_many_files_give_the_items_that_few_give(many, monkeypatch):
+    lazy = parts(Folder().load(LABELLED, many, "fail"))
+    monkeypatch.setattr(files_module, "READ_FIRST", 1000)
+    for a, b in zip(lazy, parts(Folder().load(LABELLED, many, "fail")), strict=True):
+        assert [item["label"] for item in a] == [item["label"] for item in b]
+        np.testing.assert_array_equal([item["image"] for item in a], [item["image"] for item in b])
+
+
+def test_of_many_files_a_damaged_one_is_named_when_it_is_read_or_passed_over(many, capsys):
+    for bad in (many / "cat").iterdir():
+        bad.write_bytes(bad.read_bytes()[:40])
+    items = Folder().load({"image": Image(size=(2, 2), levels=4)}, many, "skip").train
+    assert all("image" in items.item(i, 0) for i in range(len(items)))
+    assert "left out" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"cat/0\d\d\.png"):
+        all_items(Folder().load(IMAGE, many, "fail").train)
+
+
+def test_files_are_listed_in_little_memory():
+    """A million paths would be half a gigabyte."""
+    names = [f"class_{i % 10}/picture_{i:07d}.png" for i in range(20_000)]
+    tracemalloc.start()
+    found = FileList(Path("/data"), iter(names))
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert [found[0], found[19_999], found[-1]] == [Path("/data") / names[i] for i in (0, 19_999, -1)]
+    assert size < 60 * len(names) and list(found[3:5]) == [Path("/data") / name for name in names[3:5]]
+    with pytest.raises(IndexError):
+        found[20_000]
 
 
 def test_a_plug_in_that_reads_files_works_with_folders(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +13,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from armm.training.order import StatelessBatches
+from armm.training.order import NEAR, ROUNDS, Slots, StatelessBatches, permuted
 
 Batches = list[list[tuple[int, int]]]
 
 
-def batches(epoch: int = 0, **options: object) -> Batches:
-    order = StatelessBatches(**{"repeats": [1] * 24, "batch_size": 4, "seed": 3, **options})  # type: ignore[arg-type]
+def order_of(
+    repeats: Sequence[int] = (1,) * 24, batch_size: int = 4, seed: int = 3, lengths: Any = None, **ranks: int
+) -> StatelessBatches:
+    return StatelessBatches(Slots.of(repeats, lengths), batch_size, seed, **ranks)
+
+
+def batches(epoch: int = 0, **options: Any) -> Batches:
+    order = order_of(**options)
     order.set_epoch(epoch)
     return list(order)
 
@@ -30,7 +37,7 @@ def items(found: Batches) -> list[int]:
 @pytest.mark.parametrize("lengths", [None, [1 + i % 7 for i in range(24)]], ids=["alike", "ragged"])
 def test_order_is_a_pure_function(lengths: Sequence[int] | None) -> None:
     """A resumed run makes a new sampler and sets its epoch; nothing else may matter, not even what was read before."""
-    worn = StatelessBatches([1] * 24, 4, 3, lengths)
+    worn = order_of(lengths=lengths)
     for epoch in (0, 1):
         worn.set_epoch(epoch)
         assert len(list(worn)) == len(worn) == 6
@@ -76,7 +83,7 @@ def test_draws_differ_from_epoch_to_epoch() -> None:
 @pytest.mark.parametrize("lengths", [None, [1 + i % 7 for i in range(26)]], ids=["alike", "ragged"])
 def test_ranks_share_the_global_batches(lengths: Sequence[int] | None) -> None:
     """Two ranks with batches of 4 see what one sees with batches of 8: nothing twice, nothing less."""
-    options = {"repeats": [1] * 26, "lengths": lengths}
+    options: dict[str, Any] = {"repeats": [1] * 26, "lengths": lengths}
     ranks = [batches(1, rank=rank, n_ranks=2, **options) for rank in (0, 1)]
     assert not set(items(ranks[0])) & set(items(ranks[1]))
     together = [one + other for one, other in zip(*ranks, strict=True)]
@@ -112,6 +119,96 @@ def test_fewer_items_than_a_batch(n_ranks: int) -> None:
     assert set(counts) == {0, 1, 2} and max(counts.values()) - min(counts.values()) <= 1
 
 
+# ------------------------------------------------------------------- without tables, and in the middle
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 24, 97, 1000])
+def test_a_permutation_without_a_table_is_one(n: int) -> None:
+    for seed in range(3):
+        keys = np.random.default_rng(seed).integers(0, 1 << 63, ROUNDS, dtype=np.uint64)
+        assert sorted(permuted(np.arange(n), n, keys)) == list(range(n))
+
+
+def test_a_permutation_looks_like_chance() -> None:
+    """Over many keys every position goes everywhere alike and neighbours do not stay together (chi-square, 1e-6)."""
+    n, n_keys = 12, 6000
+    places, steps = np.zeros((n, n)), np.zeros(n)
+    for seed in range(n_keys):
+        found = permuted(np.arange(n), n, np.random.SeedSequence(seed).generate_state(ROUNDS, np.uint64))
+        places[np.arange(n), found] += 1
+        steps[(found[1] - found[0]) % n] += 1
+    expected = n_keys / n
+    assert ((places - expected) ** 2 / expected).sum() < 200  # 121 degrees of freedom
+    expected = n_keys / (n - 1)
+    assert steps[0] == 0 and ((steps[1:] - expected) ** 2 / expected).sum() < 48  # 10 degrees of freedom
+
+
+@pytest.mark.parametrize("lengths", [None, [1 + i % 7 for i in range(300)]], ids=["alike", "ragged"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_any_batch_is_found_without_those_before_it(lengths: Sequence[int] | None, rank: int) -> None:
+    """Exact resume in the middle of an epoch rests on it."""
+    options: dict[str, Any] = {"repeats": [1] * 300, "lengths": lengths, "rank": rank, "n_ranks": 2}
+    whole = batches(4, **options)
+    for k in (36, 0, 17, 5):
+        fresh = order_of(**options)
+        fresh.set_epoch(4)
+        assert fresh.batch(k) == whole[k]
+    with pytest.raises(IndexError):
+        order_of(**options).batch(len(whole))
+
+
+def test_an_epoch_goes_on_where_it_was_left() -> None:
+    """The Trainer tells a resumed epoch its number once more, then the next; that one begins with its first batch."""
+    order = order_of([1] * 80)
+    order.begin(epoch=2, batch=13)
+    order.set_epoch(2)
+    assert list(order) == batches(2, repeats=[1] * 80)[13:] and len(order) == 20
+    order.set_epoch(3)
+    assert list(order) == batches(3, repeats=[1] * 80)
+
+
+def blocked(sizes: Sequence[int], repeats: int = 1) -> Slots:
+    return Slots(sizes, lambda block: (np.full(sizes[block], repeats), np.arange(sizes[block])))
+
+
+def test_blocks_are_visited_whole_and_only_some_at_a_time() -> None:
+    """A set beyond one disk is read shard by shard: an epoch touches few of them at once, and every item once."""
+    sizes = [5 + i % 3 for i in range(5 * NEAR)]
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    order = StatelessBatches(blocked(sizes), 4, 0)
+    found = items(list(order))
+    assert len(found) == len(set(found)) == sum(sizes) // 4 * 4
+    blocks = np.searchsorted(first, found, "right") - 1
+    window = NEAR * 5  # no more slots than any NEAR blocks have
+    assert max(len(set(blocks[i : i + window])) for i in range(len(blocks))) <= 2 * NEAR
+    assert len(set(blocks[:window])) > NEAR // 2, "several blocks are mixed"
+    assert blocks.tolist() != sorted(blocks)
+
+
+def test_blocks_without_items_are_passed_over() -> None:
+    sizes = [0, 3, 0, 0, 4, 1, 0]
+    assert sorted(items(list(StatelessBatches(blocked(sizes), 2, 0)))) == list(range(8))
+
+
+def test_repeats_and_lengths_are_those_of_their_block() -> None:
+    slots = Slots(
+        [2, 3], lambda block: ((np.array([1, 2]), np.array([7, 8])), (np.array([3, 1, 1]), np.arange(3)))[block]
+    )
+    found, lengths = slots.items(np.arange(len(slots)))
+    assert found.tolist() == [0, 1, 1, 2, 2, 2, 3, 4] and lengths.tolist() == [7, 8, 8, 0, 0, 0, 1, 2]
+
+
+def test_the_order_of_a_billion_items_takes_no_memory() -> None:
+    """Arrays over all items would be 8 GB each."""
+    order = StatelessBatches(Slots([1 << 30]), 4, 0, rank=1, n_ranks=2)
+    assert len(order) == 1 << 27
+    tracemalloc.start()
+    found = items([order.batch(k) for k in (0, 1, 123_456_789, len(order) - 1)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(found)) == 16 and max(found) > 1 << 28 and peak < 1 << 20
+
+
 class Echo(Dataset[tuple[int, int]]):
     """Returns the keys it is asked for, as a loader's batch sampler gives them."""
 
@@ -139,7 +236,7 @@ class Listener(L.LightningModule):
 def test_the_trainer_tells_the_sampler_its_epoch() -> None:
     """Lightning sets the epoch on `loader.sampler` and `loader.batch_sampler.sampler` only: a batch sampler without the
     latter is never told, and every epoch has the same order, the same crops and the same binarisation."""
-    order = StatelessBatches([1] * 24, 4, 3)
+    order = order_of()
     loader = DataLoader(Echo(), batch_sampler=order, collate_fn=list)
     listener = Listener()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

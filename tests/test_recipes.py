@@ -99,6 +99,12 @@ def write_torchvision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": lists[6][1]})
 
 
+def write_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = folder.with_name("text.txt")
+    text.write_text("To be, or not to be: that is the question.\n" * 60, encoding="utf-8")
+    assert main(["prepare", "text/shards", str(text), "--out", str(folder), "--val=0.1", "--test=0.1"]) == 0
+
+
 # A recipe with a source that is not here fails: it would go untested.
 WRITERS: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     "armm.datasets.Corpus": write_text,
@@ -108,6 +114,7 @@ WRITERS: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     "armm.datasets.SpokenDigits": write_spoken_digits,
     "armm.datasets.StandardLibrary": write_nothing,
     "armm.datasets.Synth": write_nothing,
+    "armm.datasets.TokenShards": write_shards,
     "armm.datasets.TorchvisionImages": write_torchvision,
     "armm.datasets.YesNo": write_yesno,
 }

@@ -4,6 +4,8 @@ from armm.datasets.baselines import bigram_bits, marginal_bits, unigram_bits
 from armm.datasets.builtin import builtin_folder
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
+from armm.datasets.litdata import LitData
+from armm.datasets.shards import TokenShards
 from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
 from armm.datasets.speech import SpeechCommands, SpokenDigits, YesNo
 from armm.datasets.synth import Synth
@@ -16,6 +18,7 @@ __all__ = [
     "Item",
     "Items",
     "ListOfItems",
+    "LitData",
     "Mnist",
     "OnError",
     "Source",
@@ -24,6 +27,7 @@ __all__ = [
     "SpokenDigits",
     "StandardLibrary",
     "Synth",
+    "TokenShards",
     "TorchvisionImages",
     "YesNo",
     "bigram_bits",

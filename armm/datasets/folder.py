@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,21 +70,22 @@ class Folder(Source):
                 f"{path}: holds {no} that ends in {endings}; put data for {name!r} there or change the path"
             )
         root = path.parent if path.is_file() else path
-        labels = _labels(files, root) if LABEL in modalities and name != LABEL else {}
-        items, skipped = read_files(name, modality, files, on_error, lambda file: labels.get(file, {}))
-        texts = [items.kept[i] for i in range(len(items)) if isinstance(items.kept[i], str)]
-        if len(texts) == len(items) and len(items) < FEW_TEXTS:
+        labelled = LABEL in modalities and name != LABEL
+        extra = Labels(root) if labelled else no_extra
+        for file in files if labelled else ():
+            extra(file)  # one outside the folders shows now
+        items, skipped = read_files(name, modality, files, on_error, extra)
+        if len(items) < FEW_TEXTS and all(isinstance(item, str) for item in items.values(name)):
             return _cut_texts(items, self.val, self.test, skipped)
-        groups = [str(extra.get(LABEL, "")) for extra in items.extras]
-        n_needed = len(set(groups)) + 2
+        groups = [str(extra[LABEL]) for extra in items.extras()] if labelled else []
+        n_needed = max(len(set(groups)), 1) + 2
         if len(items) < n_needed:
             each = f"one of each of {n_needed - 2} labels" if n_needed > 3 else "one"
             raise InputError(
                 f"{path}: {len(items)} readable {_plural('file', len(items))} for {name!r}, at least {n_needed} are "
                 f"needed: {each} to train, one to validate and one to test; add more"
             )
-        names = [file.relative_to(root).as_posix() for file in items.paths]
-        parts = split_by_hash(names, self.val, self.test, self.seed, groups)
+        parts = split_by_hash(items.names(root), self.val, self.test, self.seed, groups)
         train, val, test = (items.select(part) for part in parts)
         return Splits(train, val, test, skipped)
 
@@ -93,14 +95,26 @@ def own_data(wanted: str, modalities: Mapping[str, Modality], path: Path, on_err
     return Folder().load_instead_of(wanted, modalities, path, on_error)
 
 
-def _labels(files: Sequence[Path], root: Path) -> dict[Path, Item]:
-    labels: dict[Path, Item] = {}
-    for file in files:
-        folders = file.relative_to(root).parts[:-1]
-        if not folders:
-            raise InputError(f"{file}: has no label; put it into a sub-folder of {root} that is named after its class")
-        labels[file] = {LABEL: folders[0]}
-    return labels
+@dataclass(frozen=True)
+class Labels:
+    """The label of a file: the folder that it is in below `root`."""
+
+    root: Path
+
+    def __call__(self, file: Path) -> Item:
+        """Raises InputError: it is in none."""
+        inside = str(file)[len(str(self.root)) :].lstrip(os.sep)
+        folder, in_a_folder, _ = inside.partition(os.sep)
+        if not in_a_folder:
+            raise InputError(
+                f"{file}: has no label; put it into a sub-folder of {self.root} that is named after its class"
+            )
+        return {LABEL: folder}
+
+
+def no_extra(file: Path) -> Item:
+    """Nothing beside what is in the file."""
+    return {}
 
 
 def _cut_texts(items: FileItems, val: float, test: float, skipped: tuple[Path, ...]) -> Splits:
@@ -112,10 +126,10 @@ def _cut_texts(items: FileItems, val: float, test: float, skipped: tuple[Path, .
             if part:
                 split.append({**item, items.name: part})
     if not all(splits):
-        n = sum(len(text) for text in items.kept)
+        n = sum(len(text) for text in items.values(items.name))
         more = f" and {len(items) - 1} more" if len(items) > 1 else ""
         raise InputError(
-            f"{items.paths[0]}{more}: {n} {_plural('character', n)} of text are too few to cut into training, "
+            f"{items.path(0)}{more}: {n} {_plural('character', n)} of text are too few to cut into training, "
             "validation and test; add more"
         )
     train, val_items, test_items = splits

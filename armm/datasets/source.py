@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from armm.modality import Modality
 
 Item = dict[str, Any]
-"""Raw data by modality name: `{"label": 3, "image": array}`. A model takes the names that its layout lists."""
+"""Raw data by modality name: `{"label": 3, "image": array}`. A model takes the names that its layout lists.
+
+What a source has encoded already is there as an `armm.sequence.Segment`.
+"""
 
 OnError = Literal["fail", "skip"]
 
@@ -21,9 +26,11 @@ class Items(ABC):
 
     Attributes:
         varies: whether an item differs from draw to draw; what does not is encoded once.
+        encoded: whether items are read as segments, so that nothing is gained by keeping them in memory.
     """
 
     varies: ClassVar[bool] = False
+    encoded: ClassVar[bool] = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -31,6 +38,21 @@ class Items(ABC):
     @abstractmethod
     def item(self, index: int, draw: int) -> Item:
         """Item `index`. `draw` differs from epoch to epoch in training and is fixed in validation and test."""
+
+    def values(self, name: str) -> Iterator[Any]:
+        """What every item that has it has under this name, reading no more than that."""
+        for index in range(len(self)):
+            item = self.item(index, 0)
+            if name in item:
+                yield item[name]
+
+    def blocks(self) -> Sequence[int]:
+        """How many items lie together, block after block; a shard's items are quicker to read after each other."""
+        return [len(self)]
+
+    def sizes(self, block: int) -> np.ndarray | None:
+        """(n,) how large a block's items are, in any unit, or 0; None where that takes reading them."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -48,12 +70,18 @@ class ListOfItems(Items):
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test data, and the unreadable files that were left out."""
+    """Training, validation and test data.
+
+    Attributes:
+        skipped: the unreadable files that were left out.
+        fitted: by name, modalities with what they have learned already from this data; they learn nothing more.
+    """
 
     train: Items
     val: Items
     test: Items
     skipped: tuple[Path, ...] = ()
+    fitted: Mapping[str, Modality] = field(default_factory=dict)
 
 
 class Source(ABC):

@@ -10,7 +10,7 @@ from typing import Any
 
 from armm.datasets.download import downloading, is_free
 from armm.datasets.files import existing, list_files, read_files, reader, split_by_hash
-from armm.datasets.folder import own_data
+from armm.datasets.folder import no_extra, own_data
 from armm.datasets.source import Item, OnError, Source, Splits
 from armm.errors import InputError, nearest
 from armm.modality import Modality
@@ -50,12 +50,8 @@ class SpokenDigits(Source):
             index = int(_named(file)["index"])
             return 2 if index in TEST_INDICES else 1 if index in VAL_INDICES else 0
 
-        def extra(file: Path) -> Item:
-            match = _named(file)
-            return {"label": int(match["digit"]), "speaker": match["speaker"]}
-
-        items, skipped = read_files(name, modality, files, on_error, extra)
-        parts = [[i for i, file in enumerate(items.paths) if split(file) == number] for number in range(3)]
+        items, skipped = read_files(name, modality, files, on_error, _digit_and_speaker)
+        parts = [[i for i in range(len(items)) if split(items.path(i)) == number] for number in range(3)]
         if not all(parts):
             raise InputError(
                 f"{folder}: recordings 0 to 4 are for the test, 5 to 7 for validation, the others for training; "
@@ -72,6 +68,11 @@ def _spoken_digits(folder: Path) -> list[Path]:
             if files:
                 return files
     return []
+
+
+def _digit_and_speaker(file: Path) -> Item:
+    match = _named(file)
+    return {"label": int(match["digit"]), "speaker": match["speaker"]}
 
 
 def _named(file: Path) -> re.Match[str]:
@@ -116,15 +117,11 @@ class SpeechCommands(Source):
         files = [file for word in self.words or known for file in list_files(root / word, [".wav"])]
         test, val = _listed(root / "testing_list.txt"), _listed(root / "validation_list.txt")
 
-        def extra(file: Path) -> Item:
-            return {"label": file.parent.name, "speaker": file.name.split("_nohash_")[0]}
-
         if not files:
             raise InputError(f"{root}: has no .wav files in its folders; extract {COMMANDS}.tar.gz again")
-        items, skipped = read_files(name, modality, files, on_error, extra)
+        items, skipped = read_files(name, modality, files, on_error, _word_and_speaker)
         parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-        for i, file in enumerate(items.paths):
-            key = file.relative_to(root).as_posix()
+        for i, key in enumerate(items.names(root)):
             parts[2 if key in test else 1 if key in val else 0].append(i)
         if not all(parts):
             raise InputError(
@@ -133,6 +130,10 @@ class SpeechCommands(Source):
             )
         train, val, test = (items.select(part) for part in parts)
         return Splits(train, val, test, skipped)
+
+
+def _word_and_speaker(file: Path) -> Item:
+    return {"label": file.parent.name, "speaker": file.name.split("_nohash_")[0]}
 
 
 def _commands_root(folder: Path) -> Path | None:
@@ -172,15 +173,16 @@ class YesNo(Source):
             if not files:
                 raise InputError(f"{folder}: the downloaded archive has no recordings; {mend}")
 
-        def extra(file: Path) -> Item:
-            return {"text": " ".join("yes" if digit == "1" else "no" for digit in file.stem.split("_"))}
-
-        items, skipped = read_files(name, modality, files, on_error, extra if name != "text" else lambda file: {})
+        items, skipped = read_files(name, modality, files, on_error, _words if name != "text" else no_extra)
         if len(items) < 3:
             raise InputError(f"{folder}: {len(items)} readable clips, at least 3 are needed; extract the archive again")
-        parts = split_by_hash([file.name for file in items.paths], val=0.1, test=0.1, seed=0)
+        parts = split_by_hash([items.path(i).name for i in range(len(items))], val=0.1, test=0.1, seed=0)
         train, val, test = (items.select(part) for part in parts)
         return Splits(train, val, test, skipped)
+
+
+def _words(file: Path) -> Item:
+    return {"text": " ".join("yes" if digit == "1" else "no" for digit in file.stem.split("_"))}
 
 
 def _yesno(folder: Path) -> list[Path]:

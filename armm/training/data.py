@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import lightning as L
 import numpy as np
@@ -19,12 +20,14 @@ from armm.datasets.files import FileItems
 from armm.errors import InputError, nearest
 from armm.grammar import Grammar
 from armm.modality import Modality
-from armm.sequence import Batch, Document
-from armm.training.order import StatelessBatches
-from armm.training.position import FromPosition, Position
+from armm.sequence import Batch, Document, Segment
+from armm.training.order import Drawn, Slots, StatelessBatches
+from armm.training.position import Position
 from armm.windows import is_open_ended, room, windows
 
 KEPT_SYMBOLS = 1 << 26  # symbols of a split that are kept encoded, half a gigabyte
+READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
+SAMPLE = 64  # documents that are read to tell lengths from sizes
 
 Counts = dict[str, tuple[int, int]]
 """By modality: how many natural units of bits, and of nats, the scored part of a batch has; and of `STRUCTURE`."""
@@ -42,7 +45,7 @@ class Documents:
 
     def __init__(self, items: Items, grammar: Grammar, conditions: Sequence[str]) -> None:
         self.items, self.grammar, self.conditions = items, grammar, set(conditions)
-        self._kept: dict[int, Document] | None = None if items.varies else {}
+        self._kept: dict[int, Document] | None = None if items.varies or items.encoded else {}
         self._room = KEPT_SYMBOLS
 
     def __len__(self) -> int:
@@ -58,7 +61,7 @@ class Documents:
         try:
             document = self._encode(self.items.item(index, draw))
         except InputError as error:
-            path = self.items.paths[index] if isinstance(self.items, FileItems) else None
+            path = self.items.path(index) if isinstance(self.items, FileItems) else None
             if path is None or str(error).startswith(str(path)):
                 raise
             raise InputError(f"{path}: {error}") from error
@@ -74,7 +77,8 @@ class Documents:
         for name in names:
             if name not in item:
                 raise InputError(f"the data has no {name!r}, it has {', '.join(item)}; change the layout or the data")
-            segment = self.grammar.modalities[name].encode(item[name])
+            raw = item[name]
+            segment = raw if isinstance(raw, Segment) else self.grammar.modalities[name].encode(raw)
             document.append(segment.as_condition() if name in self.conditions else segment)
         return document
 
@@ -104,6 +108,12 @@ def count(documents: Sequence[Document], modalities: Mapping[str, Modality]) -> 
     # a document in windows is counted with its last
     n_documents = sum(not any(segment.cut for segment in document) for document in documents)
     return {**counts, STRUCTURE: (n_documents, n_documents)}
+
+
+def _sizes(items: Items, block: int) -> np.ndarray:
+    sizes = items.sizes(block)
+    assert sizes is not None, "sizes are known of all blocks or of none"
+    return sizes
 
 
 def spread(n: int, at_most: int | None) -> list[int]:
@@ -200,16 +210,12 @@ class DataModule(L.LightningDataModule):
             self.splits = self.source.load(modalities, self.path, self.on_error)
             for path in self.splits.skipped:
                 print(f"left out {path}")
-        train = self.splits.train
-
-        def raws(name: str) -> list[Any]:
-            items = (train.item(index, 0) for index in range(len(train)))
-            return [item[name] for item in items if name in item]
-
-        return {
-            name: modality.fit(raws(name)) if type(modality).fit is not Modality.fit else modality
-            for name, modality in modalities.items()
-        }
+        train, fitted = self.splits.train, dict(self.splits.fitted)
+        for name, modality in modalities.items():
+            if name not in fitted:
+                learns = type(modality).fit is not Modality.fit
+                fitted[name] = modality.fit(train.values(name)) if learns else modality
+        return {name: fitted[name] for name in modalities}
 
     def attach(self, grammar: Grammar) -> None:
         """Encode for models of this grammar from now on.
@@ -230,7 +236,12 @@ class DataModule(L.LightningDataModule):
         self.test = Documents(self._split("test"), grammar, self.conditions)
         # what does not fit shows now, before a run has a folder
         grammar.check(crop(self.train.document(0, 0), grammar, self.crop, 0))
-        self._pieces = {"val": self._windows(self.val, self.n_val), "test": self._windows(self.test, None)}
+        self._pieces: dict[str, Sequence[Document]] = {}
+        for split, documents, at_most in (("val", self.val, self.n_val), ("test", self.test, None)):
+            if documents.items.encoded or len(spread(len(documents), at_most)) > READ_FIRST:
+                grammar.check(windows(documents.document(0, 0), grammar, self.eval_window)[0])
+            else:
+                self._pieces[split] = self._windows(documents, at_most)
 
     def _split(self, name: Literal["train", "val", "test"]) -> Items:
         assert self.splits is not None, "fit_modalities comes first"
@@ -254,20 +265,14 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
-        repeats, lengths = [1] * len(self.train), None
-        if self._is_ragged() and not self.train.items.varies:
-            whole, lengths = [], []
-            for index in range(len(self.train)):
-                document = self.train.document(index, index)
-                whole.append(max(segment.n_units for segment in document))
-                lengths.append(max(s.n_units for s in crop(document, self.grammar, self.crop, 0)))
-            repeats = [max(1, round(n / max(kept, 1))) for n, kept in zip(whole, lengths, strict=True)]
         rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        self._order = partial(StatelessBatches, repeats, self.batch_size, self.seed, lengths)
-        position, self._position = self._position or Position(0, 0), None
+        self._order = partial(StatelessBatches, self._slots(), self.batch_size, self.seed)
+        (epoch, batch), self._position = self._position or Position(0, 0), None
+        order = self._order(rank, n_ranks)
+        order.begin(epoch, batch)  # what comes before is not loaded
         return DataLoader(
             TrainingSet(self.train, self.crop, self.drop_conditions),
-            batch_sampler=FromPosition(self._order(rank, n_ranks), position),
+            batch_sampler=order,
             collate_fn=Collate(self.grammar),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -279,8 +284,10 @@ class DataModule(L.LightningDataModule):
         n_ranks = self.trainer.world_size if self.trainer else 1
         keys = []
         for rank in range(n_ranks):
+            order = self._order(rank, n_ranks)
+            order.begin(epoch, 0)
             for batch in batches:
-                keys += next(iter(FromPosition(self._order(rank, n_ranks), Position(epoch, batch))))
+                keys += order.batch(batch)
         items = self.train.items
         paths = items.paths if isinstance(items, FileItems) else None
         return [{"item": i, "draw": draw, **({"file": str(paths[i])} if paths else {})} for i, draw in keys]
@@ -317,6 +324,38 @@ class DataModule(L.LightningDataModule):
             "data.seed": self.seed,
         }
 
+    def _slots(self) -> Slots:
+        """What an epoch visits: every document, a long one as many times as it takes crops to cover it."""
+        items = self.train.items
+        if items.varies or not self._is_ragged():
+            return Slots(items.blocks())
+        known = items.sizes(0) is not None
+        measured = [self._lengths(index) for index in (spread(len(items), SAMPLE) if known else range(len(items)))]
+        whole, kept = (np.array(lengths, dtype=float) for lengths in zip(*measured, strict=True))
+        if not known:
+            return Slots.of(np.maximum(np.rint(whole / np.maximum(kept, 1)), 1).astype(int), kept)
+        # lengths without reading: some documents tell the units per size, and the longest crop
+        starts = np.concatenate([[0], np.cumsum(items.blocks())])
+        at = np.array(spread(len(items), SAMPLE))
+        blocks = np.searchsorted(starts, at, "right") - 1
+        total = sum(_sizes(items, b)[at[blocks == b] - starts[b]].sum() for b in np.unique(blocks).tolist())
+        units = whole.sum() / max(total, 1)
+        limit = kept.max() if (kept < whole).any() else np.inf
+
+        def drawn(block: int) -> Drawn:
+            lengths = _sizes(items, block) * units
+            crops = np.minimum(lengths, limit)
+            return np.maximum(np.rint(lengths / np.maximum(crops, 1)), 1).astype(np.int64), crops
+
+        return Slots(items.blocks(), drawn, ragged=True)
+
+    def _lengths(self, index: int) -> tuple[int, int]:
+        """Units of the longest segment of a training document, whole and cropped."""
+        assert self.grammar is not None
+        document = self.train.document(index, index)
+        cropped = crop(document, self.grammar, self.crop, 0)
+        return max(segment.n_units for segment in document), max(segment.n_units for segment in cropped)
+
     def _is_ragged(self) -> bool:
         """Whether documents differ in length."""
         assert self.grammar is not None
@@ -333,6 +372,9 @@ class DataModule(L.LightningDataModule):
 
     def _scored(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
+        if split not in self._pieces:  # too many to read before they are needed
+            documents, at_most = (self.val, self.n_val) if split == "val" else (self.test, None)
+            self._pieces[split] = Windows(documents, self.eval_window, at_most, self._is_ragged())
         # the loader takes any sequence
         pieces: Dataset[Document] = self._pieces[split]  # type: ignore[assignment]
         return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))
@@ -351,6 +393,47 @@ class DataModule(L.LightningDataModule):
             (pieces[i] for i in spread(len(pieces), at_most)),
             key=lambda piece: sum(segment.n_units for segment in piece),
         )
+
+
+class Windows(Sequence[Document]):
+    """The same windows of a split that is too large to keep, cut when they are asked for: 12 bytes each.
+
+    Args:
+        ragged: whether documents differ in length, so that they have to be read for it.
+    """
+
+    def __init__(self, documents: Documents, size: int | None, at_most: int | None, ragged: bool) -> None:
+        self.documents, self.size = documents, size
+        found = array("i")
+        for index in spread(len(documents), at_most):
+            cut = self._cut(index) if ragged else [[]]
+            for number, piece in enumerate(cut):
+                found.extend((index, number, sum(segment.n_units for segment in piece)))
+        where = np.frombuffer(found, dtype=np.intc).reshape(-1, 3)
+        if at_most is not None:
+            where = where[spread(len(where), at_most)]
+        self.where = where[np.argsort(where[:, 2], kind="stable")]
+        self._last: tuple[int, list[Document]] | None = None
+
+    def _cut(self, index: int) -> list[Document]:
+        return windows(self.documents.document(index, index), self.documents.grammar, self.size)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    @overload
+    def __getitem__(self, at: int) -> Document: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Document]: ...
+    def __getitem__(self, at: int | slice) -> Document | Sequence[Document]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        index, number, _ = self.where[at].tolist()
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._cut(index)
+        piece = self._last[1][number]
+        self.documents.grammar.check(piece)
+        return piece
 
 
 class Collate:

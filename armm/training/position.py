@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import islice
 from typing import Any, NamedTuple
-
-from torch.utils.data import Sampler
-
-from armm.training.order import StatelessBatches
 
 
 class Position(NamedTuple):
@@ -17,34 +11,6 @@ class Position(NamedTuple):
 
     epoch: int
     batch: int
-
-
-class FromPosition(Sampler[list[tuple[int, int]]]):
-    """An order whose first pass begins at a position; what comes before it there is not loaded.
-
-    Its length is that of a whole epoch, by which the Trainer counts.
-    """
-
-    def __init__(self, order: StatelessBatches, position: Position) -> None:
-        self.order, self._first = order, position
-        order.set_epoch(position.epoch)  # a loader with workers asks for batches before the Trainer tells the epoch
-
-    @property
-    def sampler(self) -> FromPosition:
-        """Itself: the Trainer tells the epoch to `loader.sampler` and to `loader.batch_sampler.sampler` only."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
-        assert epoch >= self._first.epoch, f"epoch {epoch} was to begin with {self._first}"
-        self.order.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        skipped = self._first.batch if self.order.epoch == self._first.epoch else 0
-        return islice(iter(self.order), skipped, None)
 
 
 def settle(loop: dict[str, Any], n_per_epoch: float, global_step: int) -> None:
