@@ -102,16 +102,15 @@ def test_a_preparation_goes_on_where_it_was_ended(
         n -= 1
         write(path, parts)
 
-    n_runs = 0
     monkeypatch.setattr(preparing_module, "write_aside", end)
-    while True:
-        n, n_runs = 5, n_runs + 1
+    for n_ended in range(60):  # noqa: B007 - asserted below
+        n = 5
         try:
             make(BPE, texts, out)
             break
         except Ended:
             assert not (out / "index.json").exists()
-    assert n_runs > 3
+    assert (out / "index.json").exists() and n_ended > 3
     found = files_of(out)
     assert found.pop("made_from.json") and wanted.pop("made_from.json")  # the files' times
     assert found == wanted

@@ -20,7 +20,7 @@ POEM = "The café's owner said: “It isn't 12:30 yet!”\n\n    if x_1 == 'don'
 
 # ------------------------------------------------------------ encoding
 
-FITTED = Text(kind="bpe", vocab_size=420).fit([POEM * 20, "one two  three\n\n\nfour's 55x " * 30])
+FITTED = Text(kind="bpe", vocab_size=420).fit([POEM * 20, "we'll they've I'd I'm you're it's don't 55x  y\n\n\n" * 30])
 
 
 def encoded(text: str) -> list[int]:
@@ -34,7 +34,20 @@ def test_words_looked_up_are_the_tokens_of_encode(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", POEM, "x" * 3000, "it's'll 've", " 'tis", "a\u00a0 b", "\n \n x", "  ", "a' b'c"]
+    "text",
+    [
+        "",
+        " ",
+        POEM,
+        "x" * 3000,
+        "it's'll 've",
+        "we'll they've I'd I'm you're it's don't",
+        " 'tis",
+        "a\u00a0 b",
+        "\n \n x",
+        "  ",
+        "a' b'c",
+    ],
 )
 def test_words_looked_up_are_the_tokens_of_encode_examples(text: str) -> None:
     assert encoded(text) == encoded(text) == FITTED.encode(text).flat().tolist()
