@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -297,12 +297,14 @@ class Poisoned(GenerativeModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
-        tensors = [*self.parameters(), *tensors_in(self.trainer.optimizers[0].state_dict())]
+        kept = [callback.state_dict() for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
+        tensors = [*self.parameters(), *tensors_in([self.trainer.optimizers[0].state_dict(), kept])]
         self.states.append([tensor.detach().clone() for tensor in tensors])
 
 
 def poisoned(select: bool = False, of_gradient: bool = False, n_steps: int = 6, **options: Any) -> Poisoned:
-    module = module_of(Letters(), layout=["letters"], cls=Poisoned, guard=options.pop("guard", Guard()))
+    given = {"guard": options.pop("guard", Guard()), "optimization": options.pop("optimization", Optimization())}
+    module = module_of(Letters(), layout=["letters"], cls=Poisoned, **given)
     module.select, module.of_gradient = select, of_gradient
     for name, value in options.items():
         setattr(module, name, value)
@@ -333,6 +335,16 @@ def test_a_bad_step_changes_nothing(select: bool, of_gradient: bool, capsys: pyt
     n = len(list(fresh.parameters()))
     assert equal(first.states[0][:n], list(fresh.parameters()))
     assert not any(tensor.any() for tensor in first.states[0][n:])
+
+
+@pytest.mark.skipif("ema" not in {f.name for f in fields(Optimization)}, reason="no moving average of the weights")
+@pytest.mark.parametrize("select", [False, True], ids=["not done", "undone on the device"])
+def test_a_bad_step_does_not_move_the_average(select: bool) -> None:
+    """Of the weights, which would move towards those of the step before."""
+    optimization = Optimization(**{"ema": 0.7})  # type: ignore[arg-type]
+    states = poisoned(select, steps=(2, 3), optimization=optimization).states
+    assert len(states[0]) > len(poisoned(select).states[0])
+    assert [equal(a, b) for a, b in pairwise(states)] == [False, True, True, False, False]
 
 
 def test_doing_and_undoing_a_step_is_not_doing_it() -> None:

@@ -171,11 +171,9 @@ class TrainCLI(LightningCLI):
         self.recorder = Recorder(self.run_dir, self.recipe, self.config["seed_everything"])
         if trainer["logger"] in (None, True):
             place, nothing = str(self.run_dir), ""
-            after = (
-                {"purge_step": self.saved.step} if self.saved else {}
-            )  # what a run that was killed drew later is void
+            since = self.saved.step if self.saved else None  # what a run that was killed drew later is void
             kwargs["logger"] = [
-                TensorBoardLogger(place, name=nothing, version=nothing, **after),
+                TensorBoardLogger(place, name=nothing, version=nothing, purge_step=since),
                 CSVLogger(place, name=nothing, version=nothing),
             ]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)

@@ -141,10 +141,10 @@ class GenerativeModule(L.LightningModule):
         if self._optimised_with in (None, repr(self.optimization)):
             return
         (optimizer,), (schedule,) = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+        shares = [group["lr"] / group["initial_lr"] for group in optimizer.param_groups if group["initial_lr"]]
         for group, given in zip(optimizer.param_groups, self._settings, strict=True):
-            share = group["lr"] / group["initial_lr"]
             group.update(given)
-            group["lr"] = given["initial_lr"] * share
+            group["lr"] = given["initial_lr"] * shares[0]
         schedule.scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
     # ------------------------------------------------------------ training

@@ -85,7 +85,7 @@ CASES: dict[str, tuple[tuple[Modality, ...], list[str] | None, list[Item], dict[
 
 @dataclass
 class Result:
-    """What a run leaves that another must equal: weights and moments, what it saw, and the losses it logged by step."""
+    """What a run leaves that another must equal: weights, moments, callbacks, symbols seen, losses by batch."""
 
     state: list[Tensor]
     n_seen: int
@@ -118,8 +118,10 @@ class Diary(L.Callback):
         self.losses: dict[int, float] = {}
         self.validations: dict[int, float] = {}
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self.losses[trainer.fit_loop.total_batch_idx] = float(trainer.callback_metrics["train/nats"])
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses[trainer.fit_loop.total_batch_idx] = float(outputs["loss"])
         assert trainer.fit_loop.epoch_loop._batches_that_stepped + 1 >= trainer.global_step
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -181,4 +183,5 @@ def result_of(trainer: L.Trainer, module: GenerativeModule, diary: Diary) -> Res
     moments = tensors_in([optimizer.state_dict() for optimizer in trainer.optimizers])
     rates = [torch.tensor([float(group["lr"]) for group in trainer.optimizers[0].param_groups], dtype=torch.float64)]
     weights = [parameter.detach() for parameter in module.parameters()]
-    return Result([*weights, *moments, *rates], module.n_seen, diary.losses, diary.validations)
+    kept = tensors_in([callback.state_dict() for callback in trainer.callbacks])  # type: ignore[attr-defined]
+    return Result([*weights, *moments, *rates, *kept], module.n_seen, diary.losses, diary.validations)
