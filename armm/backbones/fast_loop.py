@@ -219,17 +219,17 @@ def widen(x: Any, m: int, out: np.ndarray) -> None:
 
 
 @overload(widen)
-def _widen(x: Any, m: int, out: np.ndarray) -> None:
-    def from_floats(x: Any, m: int, out: np.ndarray) -> None:
+def _widen(x: Any, m: int, out: np.ndarray) -> Any:
+    def from_floats(x: Any, m: int, out: np.ndarray) -> Any:
         copy(out, x[m])
 
-    def from_halves(x: Any, m: int, out: np.ndarray) -> None:
+    def from_halves(x: Any, m: int, out: np.ndarray) -> Any:
         halves = out.view(np.uint16)
         for i in range(len(out)):
             halves[2 * i] = np.uint16(0)
             halves[2 * i + 1] = x[m, i]
 
-    def from_digits(x: Any, m: int, out: np.ndarray) -> None:
+    def from_digits(x: Any, m: int, out: np.ndarray) -> Any:
         join(x[0], x[1], x[2], m, out)
 
     if isinstance(x, types.BaseTuple):
@@ -242,16 +242,16 @@ def narrow(x: np.ndarray, out: Any, m: int) -> None:
 
 
 @overload(narrow)
-def _narrow(x: np.ndarray, out: Any, m: int) -> None:
-    def to_floats(x: np.ndarray, out: Any, m: int) -> None:
+def _narrow(x: np.ndarray, out: Any, m: int) -> Any:
+    def to_floats(x: np.ndarray, out: Any, m: int) -> Any:
         copy(out[m], x)
 
-    def to_halves(x: np.ndarray, out: Any, m: int) -> None:
+    def to_halves(x: np.ndarray, out: Any, m: int) -> Any:
         bits = x.view(np.uint32)
         for i in range(len(x)):
             out[m, i] = np.uint16((bits[i] + np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))) >> 16)
 
-    def to_digits(x: np.ndarray, out: Any, m: int) -> None:
+    def to_digits(x: np.ndarray, out: Any, m: int) -> Any:
         split(x, out[0], out[1], m)
 
     if isinstance(out, types.BaseTuple):
