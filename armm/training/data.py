@@ -289,8 +289,10 @@ class DataModule(L.LightningDataModule):
             for batch in batches:
                 keys += order.batch(batch)
         items = self.train.items
-        of_files = isinstance(items, FileItems)
-        return [{"item": i, "draw": draw, **({"file": str(items.path(i))} if of_files else {})} for i, draw in keys]
+        return [
+            {"item": i, "draw": draw, **({"file": str(items.path(i))} if isinstance(items, FileItems) else {})}
+            for i, draw in keys
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data, and what must be as it was for the same batches to follow."""
