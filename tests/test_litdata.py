@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from armm.backbones import Transformer
 from armm.datasets import LitData
+from armm.datasets.litdata import LitItems
 from armm.errors import InputError
 from armm.modalities import Image, Label, Text
 from armm.model import AutoregressiveModel
@@ -33,7 +36,7 @@ def test_pickled_shards_are_refused(tmp_path: Path) -> None:
 
 def test_without_litdata_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_litdata(tmp_path / "set", ["bytes"])
-    monkeypatch.setitem(__import__("sys").modules, "litdata", None)
+    monkeypatch.setitem(sys.modules, "litdata", None)
     with pytest.raises(InputError, match=r"pip install armm\[storage\]"):
         LitData(str(tmp_path / "set"), str(tmp_path / "set")).load({"label": Label()}, None, "fail")
 
@@ -42,6 +45,27 @@ def lit_item(number: int) -> dict[str, Any]:
     """A picture as an array, a class by name, and a text as the bytes of a file."""
     picture = np.full((2, 2), number % 4, dtype=np.uint8)
     return {"picture": picture, "label": "even" if number % 2 == 0 else "odd", "text": f"number {number}".encode()}
+
+
+def test_no_item_is_read_for_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a set in object storage would be, before the first step."""
+    write_litdata(tmp_path / "set", ["bytes"])
+    monkeypatch.setitem(sys.modules, "litdata", ModuleType("litdata"))
+    read: list[int] = []
+
+    def entries(self: LitItems, index: int) -> dict[str, Any]:
+        read.append(index)
+        return {"text": "some text, " * (5 + index)}
+
+    monkeypatch.setattr(LitItems, "_entries", entries)
+    index = json.loads((tmp_path / "set" / "index.json").read_bytes())
+    (tmp_path / "set" / "index.json").write_text(json.dumps({**index, "chunks": index["chunks"] * 500}))
+    data = DataModule(LitData(str(tmp_path / "set"), str(tmp_path / "set")), batch_size=4, crop=8)
+    modalities = data.fit_modalities({"text": Text(kind="bytes")})
+    data.attach(AutoregressiveModel(modalities, Transformer(width=8, n_layers=1, n_heads=1), ["text"], 64).grammar)
+    loader = data.train_dataloader()
+    assert len(loader) == 250 and len(read) <= 3  # the first of each split
+    assert next(iter(loader))[0].n_rows == 4
 
 
 @pytest.mark.filterwarnings("ignore")

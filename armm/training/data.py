@@ -327,9 +327,10 @@ class DataModule(L.LightningDataModule):
     def _slots(self) -> Slots:
         """What an epoch visits: every document, a long one as many times as it takes crops to cover it."""
         items = self.train.items
-        if items.varies or not self._is_ragged():
-            return Slots(items.blocks())
         known = items.sizes(0) is not None
+        # what lies elsewhere is not read for its lengths
+        if items.varies or not self._is_ragged() or (items.encoded and not known):
+            return Slots(items.blocks())
         measured = [self._lengths(index) for index in (spread(len(items), SAMPLE) if known else range(len(items)))]
         whole, kept = (np.array(lengths, dtype=float) for lengths in zip(*measured, strict=True))
         if not known:
