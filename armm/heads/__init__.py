@@ -4,6 +4,8 @@ from armm.heads.categorical import Categorical, CategoricalHead
 from armm.heads.causal_conv import CausalConv, CausalConvHead
 from armm.heads.distributions import Distribution, DistributionConfig, LogisticMixture, Softmax
 from armm.heads.head import Choose, Head, HeadConfig, HeadState, Unit
+from armm.heads.pixel_cnn import GatedPixelCNN, PixelCNN
+from armm.heads.pixel_rnn import DiagonalBiLSTM, RowLSTM
 
 __all__ = [
     "Categorical",
@@ -11,12 +13,16 @@ __all__ = [
     "CausalConv",
     "CausalConvHead",
     "Choose",
+    "DiagonalBiLSTM",
     "Distribution",
     "DistributionConfig",
+    "GatedPixelCNN",
     "Head",
     "HeadConfig",
     "HeadState",
     "LogisticMixture",
+    "PixelCNN",
+    "RowLSTM",
     "Softmax",
     "Unit",
 ]

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 
 from armm.backbones import BackboneConfig, NoBackbone, Transformer
-from armm.heads import Categorical, CausalConv, LogisticMixture, Softmax
+from armm.heads import (
+    Categorical,
+    CausalConv,
+    DiagonalBiLSTM,
+    GatedPixelCNN,
+    LogisticMixture,
+    PixelCNN,
+    RowLSTM,
+    Softmax,
+)
 from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
@@ -32,6 +41,13 @@ BACKBONES: dict[str, BackboneConfig] = {
 
 CONV = CausalConv(channels=4, kernel=2, dilations=(1, 2), halo=2, halo_layers=1, dropout=0.1)
 WAVE = CausalConv(channels=4, kernel=3, dilations=(1, 4), hidden_layers=2)
+CLASSICS = {
+    "PixelCNN": PixelCNN(channels=3, n_layers=2, first=5),
+    "Gated PixelCNN": GatedPixelCNN(channels=3, n_layers=2, first=5, dropout=0.1),
+    "Row LSTM": RowLSTM(channels=3, n_layers=2, first=3),
+    "Diagonal BiLSTM": DiagonalBiLSTM(channels=3, n_layers=2, first=3),
+}
+PLUS = GatedPixelCNN(channels=3, n_layers=1, first=3, distribution=LogisticMixture(2))
 MIXTURE = CausalConv(channels=4, kernel=2, dilations=(1, 2), halo=2, distribution=LogisticMixture(2))
 
 
@@ -93,6 +109,14 @@ CASES: dict[str, Case] = {
     "image RGB pixels": alone("image", lambda: Image(size=(2, 3), channels=3, levels=5, block=(1, 1), head=CONV)),
     "image strips": alone("image", lambda: Image(size=(3, 6), levels=4, block=(1, 2), head=CONV)),
     "image of any size": alone("image", lambda: Image(max_size=(6, 8), levels=4, block=(2, 2), head=CONV)),
+    **{
+        f"image rows, {name}": alone("image", lambda head=head: Image(size=(4, 4), levels=4, head=head))
+        for name, head in CLASSICS.items()
+    },
+    "image RGB rows, PixelCNN++": alone("image", lambda: Image(size=(3, 3), channels=3, levels=8, head=PLUS)),
+    "image RGB rows, Diagonal BiLSTM": alone(
+        "image", lambda: Image(size=(3, 2), channels=3, levels=3, head=CLASSICS["Diagonal BiLSTM"])
+    ),
     "audio": alone("audio", lambda: Audio(frame=4, head=WAVE), 23),
     "audio, mixture": alone(
         "audio", lambda: Audio(frame=3, head=CausalConv(4, kernel=2, dilations=(1, 2), distribution=LogisticMixture(2)))
@@ -110,6 +134,11 @@ COUNTABLE: dict[str, Case] = {
     "image RGB rows": alone("image", lambda: Image(size=(2, 1), channels=3, levels=3, head=CONV)),
     "image RGB rows, mixture": alone("image", lambda: Image(size=(1, 2), channels=3, levels=3, head=MIXTURE)),
     "image rows of 4 levels, mixture": alone("image", lambda: Image(size=(2, 2), levels=4, head=MIXTURE)),
+    **{
+        f"image rows, {name}": alone("image", lambda head=head: Image(size=(3, 3), levels=2, head=head))
+        for name, head in CLASSICS.items()
+    },
+    "image RGB rows, PixelCNN++": alone("image", lambda: Image(size=(1, 2), channels=3, levels=3, head=PLUS)),
     "image patches": alone("image", lambda: Image(size=(2, 4), levels=2, block=(2, 2), head=CONV)),
     "image pixels": alone("image", lambda: Image(size=(2, 3), levels=3, block=(1, 1))),
     "image strips": alone("image", lambda: Image(size=(2, 4), levels=2, block=(1, 2), head=CONV)),
