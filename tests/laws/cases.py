@@ -26,6 +26,7 @@ from armm.testing import random_document, tiny_model
 
 BACKBONES: dict[str, BackboneConfig] = {
     "none": NoBackbone(),
+    "conditions": NoBackbone(width=8, conditions=2),
     "small": Transformer(
         width=16, n_layers=3, n_heads=2, window=4, mlp_width=24, value_embeddings=True, residual_scalars=True
     ),
