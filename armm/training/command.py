@@ -27,7 +27,10 @@ from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.complaints import explain
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
+from armm.training.precision import choose, several_processes
 from armm.training.progress import StepProgress
+from armm.training.size import SIZES, with_size
+from armm.training.speed import FetchTimer, SpeedMonitor
 
 RUNS = Path("runs")
 DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
@@ -114,6 +117,12 @@ class TrainCLI(LightningCLI):
             default=None,
             help="The run's folder; runs/<recipe>/<version> by default.",
         )
+        parser.add_argument(
+            "--size",
+            type=str | int | None,
+            default=None,
+            help=f"Width, depth, heads, rates and batch at once: a number of layers, or {', '.join(SIZES)}.",
+        )
         parser.add_argument("--n_samples", type=int, default=8, help="Samples logged at every validation; 0 for none.")
 
     def before_instantiate_classes(self) -> None:
@@ -130,7 +139,15 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = self.config_init["trainer"]
-        self.recorder = Recorder(self.run_dir, recipe_name(self.recipe), self.config["seed_everything"])
+        speed, choice = SpeedMonitor(), None
+        if trainer["precision"] is None:
+            choice = choose(self.model, self.datamodule, str(trainer["accelerator"]), not several_processes(trainer))
+            kwargs["precision"] = self.config["trainer"]["precision"] = choice.precision
+            print(f"precision {choice.precision}: {choice.reason}")
+        if trainer["profiler"] is None:
+            kwargs["profiler"] = FetchTimer()
+        seed, reason = self.config["seed_everything"], choice.reason if choice else None
+        self.recorder = Recorder(self.run_dir, recipe_name(self.recipe), seed, speed, reason)
         if trainer["logger"] in (None, True):
             place, nothing = str(self.run_dir), ""
             kwargs["logger"] = [
@@ -139,7 +156,7 @@ class TrainCLI(LightningCLI):
             ]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)
         given = trainer["callbacks"] or []
-        own: list[L.Callback] = [self.recorder]
+        own: list[L.Callback] = [speed, self.recorder]
         if self.config["n_samples"]:
             own.append(SampleLogger(self.config["n_samples"]))
         if trainer["enable_progress_bar"] is not False:
@@ -179,6 +196,7 @@ def train(arguments: list[str]) -> int:
     if "--debug" in arguments:
         given = [argument for argument in arguments if argument != "--debug"]
         arguments = [*(f"--{key}={value}" for key, value in DEBUG.items()), *given]
+    arguments = with_size(arguments, yaml.safe_load(recipe.read_text(encoding="utf-8")))
     try:
         return run(recipe, arguments)
     except ArgumentError as error:

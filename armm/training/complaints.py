@@ -20,7 +20,7 @@ from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
 
 SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule}
-TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples")
+TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "size")
 
 
 def explain(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -18,7 +18,9 @@ from armm.modality import Modality
 from armm.model import AutoregressiveModel, LogProbs
 from armm.sequence import Batch
 from armm.training.data import STRUCTURE, Counts, DataModule
+from armm.training.ema import EMA
 from armm.training.optim import Optimization, build
+from armm.training.schedule import progress_of
 
 
 class GenerativeModule(L.LightningModule):
@@ -30,6 +32,7 @@ class GenerativeModule(L.LightningModule):
         layout: the modalities of every document, in order; none for free documents.
         context: at most so many units in a document; no limit by default.
         optimization: rates, decay and schedule.
+        compile: compile the training step's forward pass with torch.compile; minutes on a CPU.
         weights: of each modality's symbols in the loss; 1 by default.
     """
 
@@ -41,6 +44,7 @@ class GenerativeModule(L.LightningModule):
         context: int | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 - frozen
         weights: dict[str, float] | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.modalities: Mapping[str, Modality] = modalities
@@ -57,7 +61,10 @@ class GenerativeModule(L.LightningModule):
         if STRUCTURE in modalities:
             raise InputError(f"{STRUCTURE!r} cannot name a modality: the bits of control symbols are reported under it")
         self.net: AutoregressiveModel | None = None
-        self.n_seen = 0
+        self.ema = EMA(optimization.ema) if optimization.ema else None
+        self.compile_step = compile
+        self._compiled: Callable[..., LogProbs] | None = None
+        self.n_seen = self.n_units_seen = 0
         self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
         self._window_count = torch.zeros(())
         self._sums: dict[str, list[float]] = {}
@@ -91,12 +98,13 @@ class GenerativeModule(L.LightningModule):
         assert isinstance(data, DataModule), "train with armm.training.DataModule"
         self.prepare(data)
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [self.ema] if self.ema else []
+
     def configure_optimizers(self) -> Any:
         optimizer = build(self.model, self.optimization)
-        n_steps = self.trainer.estimated_stepping_batches
-        if n_steps == float("inf"):
-            raise InputError("the run has no end to plan the learning rate for; set trainer.max_steps or max_epochs")
-        schedule = LambdaLR(optimizer, self.optimization.factor(int(n_steps)))
+        progress = progress_of(self.trainer)
+        schedule = LambdaLR(optimizer, lambda step: self.optimization.factor(*progress(step)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ------------------------------------------------------------ training
@@ -116,20 +124,42 @@ class GenerativeModule(L.LightningModule):
 
     def training_step(self, data: tuple[Batch, Counts], index: int) -> Tensor:
         batch, _ = data
-        total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch))
+        nats = self.log_prob(batch)
+        total, n_symbols = self.loss_sum(batch, nats)
         if not total.isfinite():
             raise InputError(
                 f"the loss is {float(total)} at step {self.trainer.global_step}; lower model.optimization.lr or muon_lr"
             )
         self._window_count = self._window_count.to(n_symbols) + n_symbols.detach()
-        self.n_seen += int(sum(segment.known.sum() for segment in batch.segments.values()))
         mean = total.detach() / n_symbols.clamp(min=1e-9)  # a batch may hold conditions only
         self.log("train/nats", mean, prog_bar=True, batch_size=batch.n_rows)
         # the sum, here; `on_before_optimizer_step` divides by the count of the whole step. The factor undoes the
         # Trainer's division by the number of accumulated batches. Embedders of absent modalities join at weight 0.
         if self.trainer.world_size > 1:
             total = total + 0.0 * sum(parameter.sum() for parameter in self.idle_parameters(batch))
-        return total * self.trainer.accumulate_grad_batches
+        return (total + self.penalty(batch, nats)) * self.trainer.accumulate_grad_batches
+
+    def log_prob(self, batch: Batch) -> LogProbs:
+        """The model's, for training: compiled if asked for, with normalisers if they are penalised."""
+        if self.compile_step and self._compiled is None:
+            self._compiled = torch.compile(self.model.log_prob)
+        return (self._compiled or self.model.log_prob)(batch, normalisers=self.optimization.z_loss > 0)
+
+    def penalty(self, batch: Batch, nats: LogProbs) -> Tensor:
+        """z-loss, summed like the nats; it is in no reported number."""
+        total = torch.zeros((), device=self.device)
+        for name, normaliser in nats.normalisers.items():
+            weight = self.weights.get(name, 1.0) * self.optimization.z_loss
+            total = total + weight * (normaliser.square() * batch.segments[name].scored()).sum()
+        return total
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count what is learned from while it is still here: a GPU would have to be waited for."""
+        if self.trainer.training:
+            segments = batch[0].segments.values()
+            self.n_seen += sum(int(segment.known.sum()) for segment in segments)
+            self.n_units_seen += sum(int(segment.n_units.sum()) for segment in segments)
+        return batch
 
     def idle_parameters(self, batch: Batch) -> list[Tensor]:
         """Those that take no part in a batch; with several ranks every parameter must have a gradient."""
@@ -147,9 +177,7 @@ class GenerativeModule(L.LightningModule):
             n_symbols = self.trainer.strategy.reduce(n_symbols, reduce_op="mean")  # gradients are averaged over ranks
         assert isinstance(n_symbols, Tensor)
         scale = torch.where(n_symbols > 0, 1.0 / n_symbols, 0.0)
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], scale)
         self._window_count = torch.zeros((), device=self.device)
 
     # ------------------------------------------------------------- scoring
@@ -208,7 +236,7 @@ class GenerativeModule(L.LightningModule):
     # ---------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["n_seen"] = self.n_seen
+        checkpoint["n_seen"], checkpoint["n_units_seen"] = self.n_seen, self.n_units_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.n_seen = checkpoint.get("n_seen", 0)
+        self.n_seen, self.n_units_seen = checkpoint.get("n_seen", 0), checkpoint.get("n_units_seen", 0)
