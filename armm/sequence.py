@@ -145,14 +145,14 @@ class Batch:
     def n_rows(self) -> int:
         return self.lengths.shape[0]
 
-    @cached_property
+    @property
     def n_positions(self) -> int:
         return int(self.lengths.max()) if self.lengths.numel() else 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device.
 
-        What is counted is counted here, where the batch comes from: counting on a GPU makes everyone wait for it.
+        Which units exist is found out here, where the batch comes from: asking a GPU makes everyone wait for it.
         """
 
         def move(tensor: Tensor) -> Tensor:
@@ -162,12 +162,10 @@ class Batch:
         for name, segment in self.segments.items():
             segments[name] = SegmentBatch(*(move(getattr(segment, field.name)) for field in fields(SegmentBatch)))
             segments[name].listed = None if segment.listed is None else move(segment.listed)
-        batch = Batch(
+        return Batch(
             move(self.lengths),
             segments,
             move(self.control_rows),
             move(self.control_positions),
             move(self.control_values),
         )
-        batch.n_positions = self.n_positions
-        return batch

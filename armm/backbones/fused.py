@@ -8,6 +8,7 @@ Axes: B rows, N positions, D width, H heads, E head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,9 +38,10 @@ class RMSNorm(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        out, rstd = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], None, eps)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        rstd = square.div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
         ctx.save_for_backward(x, rstd)
-        return out.to(dtype)
+        return (x * rstd).to(dtype)
 
     @staticmethod
     @once_differentiable
@@ -54,13 +56,13 @@ class RMSNorm(Function):
 
 
 class SquaredReLU(Function):
-    """relu(x)², whose gradient is 2 relu(x)."""
+    """relu(x)², whose gradient is 2 relu(x). Overwrites x, which nobody else may need: a product's result."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        kept = x.relu()
+        kept = x.detach().relu_()
         ctx.save_for_backward(kept)
-        return kept.square()
+        return kept * kept
 
     @staticmethod
     @once_differentiable
@@ -73,63 +75,65 @@ class SquaredReLU(Function):
 
 
 class Heads(Function):
-    """The cut into heads, with the norm of queries and keys, and their rotation.
+    """The cut into heads, with the norm of queries and keys, and their rotation, in the precision of the input.
 
-    (B, N, 3 H E) -> queries, keys and values, (B, H, N, E) each.
+    (B, N, 3 H E) -> queries, keys and values, (B, H, N, E) each. The two commute: the norm of a pair is that of the
+    pair turned.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, n_heads: int, eps: float | None, rotation: tuple[Tensor, Tensor] | None
+        ctx: Any, qkv: Tensor, n_heads: int, eps: float | None, turns: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        cut = qkv.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, E)
-        qk, v = cut[:2].float(), cut[2].contiguous()
-        rstd = None
+        whole = qkv.unflatten(-1, (3 * n_heads, -1))  # (B, N, 3 H, E)
+        x, v = whole[:, :, : 2 * n_heads].contiguous(), whole[:, :, 2 * n_heads :]
+        out, rstd = turned(x, turns, back=False), None
         if eps is not None:
-            square = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).square_()
-            rstd = square.div_(qk.shape[-1]).add_(eps).rsqrt_()
-        out = torch.empty(qk.shape, dtype=torch.float32)
-        turn(qk, rotation, 1.0, out)
-        if rstd is not None:
+            square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+            rstd = square.div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
             out.mul_(rstd)
-        out = out.to(qkv.dtype)
-        ctx.eps, ctx.n_heads = eps, n_heads
-        ctx.save_for_backward(*(() if rstd is None else (qkv, rstd, out)), *(rotation or ()))
-        return out[0], out[1], v
+        ctx.n_heads = n_heads
+        ctx.save_for_backward(*(() if rstd is None else (x, rstd, out)), *(turns or ()))
+        ctx.n_saved = 0 if rstd is None else 3
+        q, k = out.chunk(2, dim=2)
+        return by_head(q), by_head(k), by_head(v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gq: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, None, None, None]:
-        saved = list(ctx.saved_tensors)
-        normed = [saved.pop(0) for _ in range(3)] if ctx.eps is not None else None
+        normed, turns = ctx.saved_tensors[: ctx.n_saved], ctx.saved_tensors[ctx.n_saved :]
         b, h, n, e = gv.shape
-        whole = torch.empty(b, n, 3 * h * e, dtype=gv.dtype)
-        parts = whole.unflatten(-1, (3, h, e)).permute(2, 0, 3, 1, 4)
-        parts[2] = gv
-        grad = torch.empty(2, b, h, n, e, dtype=torch.float32)
-        grad[0], grad[1] = gq, gk
-        back = torch.empty_like(grad)
-        turn(grad, (saved[0], saved[1]) if saved else None, -1.0, back)
+        whole, grad = gv.new_empty(b, n, 3 * h, e), gv.new_empty(b, n, 2 * h, e)
+        grad[:, :, :h], grad[:, :, h:], whole[:, :, 2 * h :] = by_head(gq), by_head(gk), by_head(gv)
+        back = turned(grad, turns or None, back=True)
         if normed:
-            qkv, rstd, out = normed
-            qk = qkv.unflatten(-1, (3, h, e)).permute(2, 0, 3, 1, 4)[:2]
-            # the norm is the same before and after a rotation, and so is the product with the gradient
-            along = grad.mul_(out).sum(-1, keepdim=True)
-            back.mul_(rstd).addcmul_(qk.float(), along.mul_(rstd).mul_(rstd), value=-1 / e)
-        parts[:2] = back
-        return whole, None, None, None
+            x, rstd, out = normed
+            along = grad.mul_(out).sum(-1, keepdim=True).mul_(rstd).mul_(rstd)
+            back.mul_(rstd).addcmul_(x, along, value=-1 / e)
+        whole[:, :, : 2 * h] = back
+        return whole.flatten(2), None, None, None
 
 
-def turn(x: Tensor, rotation: tuple[Tensor, Tensor] | None, sign: float, out: Tensor) -> None:
-    """(*, N, E) rotated by cosines and sines (*, N, E / 2), or back with sign -1, as `transformer.rotate` pairs them."""
-    if rotation is None:
-        out.copy_(x)
-        return
-    cos, sin = rotation
-    torch.mul(x, torch.cat([cos, cos], -1), out=out)
-    half = x.shape[-1] // 2
-    out[..., :half].addcmul_(x[..., half:], sin, value=-sign)
-    out[..., half:].addcmul_(x[..., :half], sin, value=sign)
+def by_head(x: Tensor) -> Tensor:
+    """(B, N, H, E) -> (B, H, N, E), or the reverse, in that order in memory."""
+    return x.transpose(1, 2).contiguous()
+
+
+def turns_of(rotation: tuple[Tensor, Tensor], n_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(1, 1, N, E / 2) cosines and sines -> (N, 2 H, E) and (N, 1, E / 2), as `turned` takes them."""
+    cos, sin = (own[0, 0, :, None].to(dtype) for own in rotation)
+    return torch.cat([cos, cos], -1).repeat(1, 2 * n_heads, 1), sin
+
+
+def turned(x: Tensor, turns: Sequence[Tensor] | None, back: bool) -> Tensor:
+    """(B, N, 2 H, E) rotated, or rotated back, as `transformer.rotate` pairs entries."""
+    if turns is None:
+        return x.clone()
+    cos, sin = turns
+    out, half = x * cos, x.shape[-1] // 2
+    out[..., :half].addcmul_(x[..., half:], sin, value=1 if back else -1)
+    out[..., half:].addcmul_(x[..., :half], sin, value=-1 if back else 1)
+    return out
 
 
 class CausalAttention(Function):

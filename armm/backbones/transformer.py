@@ -165,7 +165,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         if c.n_heads == c.kv_heads and fused.applies(qkv):
             eps = c.norm_eps if c.qk_norm else None
-            q, k, v = fused.Heads.apply(qkv, c.n_heads, eps, rotation)
+            turns = None if rotation is None else fused.turns_of(rotation, c.n_heads, qkv.dtype)
+            q, k, v = fused.Heads.apply(qkv, c.n_heads, eps, turns)
             return q, k, v if values is None else v + self.value_scale * heads_of(values, c.head_width)
         whole = qkv.unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2G, N, E)
         qk, v = whole[:, : c.n_heads + c.kv_heads], whole[:, c.n_heads + c.kv_heads :]

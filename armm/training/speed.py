@@ -9,7 +9,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from armm.sequence import Batch
@@ -76,16 +77,16 @@ class SpeedMonitor(L.Callback):
         self.history: list[dict[str, Any]] = []
         self.flops_per_unit = 0.0
         self.peak_flops = 0.0
-        self._first = self._logged = Counts()  # the first step is left out: it allocates, and compiles
-        self._resumed_at = 0.0
+        self._first: Counts | None = None  # the first step is left out: it allocates, and compiles
+        self._logged = Counts()
         self._clock: float | None = None
         self._waited = 0.0
+        self._seen: Tensor | None = None  # symbols and units since `total` was brought up to date, on the device
 
     # ------------------------------------------------------------------- time
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, GenerativeModule)
-        self._resumed_at = self.total.seconds
         if not self.peak_flops:
             half = "bf16" in str(trainer.precision) or "16" in str(trainer.precision)
             self.peak_flops = peak_flops(pl_module.device, torch.bfloat16 if half else torch.float32)
@@ -103,15 +104,25 @@ class SpeedMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._tick(trainer)
-        assert isinstance(pl_module, GenerativeModule)
+        seen = sum(torch.stack([s.known.sum(), s.n_units.sum()]) for s in batch[0].segments.values())
+        self._seen = seen if self._seen is None else self._seen + seen
+        first = self._first is None
+        stepped = trainer.global_step != self.total.steps
+        if first or (stepped and trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]
+            self._bring_up_to_date(trainer)
+            if self._first is None:
+                self._first = self._logged = replace(self.total)
+            else:
+                self._log(trainer, self.total.since(self._logged))
+                self._logged = replace(self.total)
+
+    def _bring_up_to_date(self, trainer: L.Trainer) -> None:
+        if self._seen is not None:
+            n_symbols, n_units = self._seen.tolist()  # a GPU is waited for here
+            self.total.symbols, self.total.units = self.total.symbols + n_symbols, self.total.units + n_units
+            self._seen = None
         self.total.steps = trainer.global_step
-        self.total.symbols, self.total.units = pl_module.n_seen, pl_module.n_units_seen
-        if not self._first.steps:
-            self._first = self._logged = Counts(**asdict(self.total))
-        elif self.total.steps != self._logged.steps and self.total.steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log(trainer, self.total.since(self._logged))
-            self._logged = Counts(**asdict(self.total))
+        self._tick(trainer)
 
     def _tick(self, trainer: L.Trainer) -> None:
         now, waiting = perf_counter(), waited(trainer)
@@ -122,7 +133,7 @@ class SpeedMonitor(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._clock is not None:
-            self._tick(trainer)
+            self._bring_up_to_date(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._clock is not None:
@@ -137,6 +148,8 @@ class SpeedMonitor(L.Callback):
                     board.add_scalar(f"val_by_second/{name}/{key}", value, round(self.total.seconds))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._clock is not None:
+            self._bring_up_to_date(trainer)
         self._clock = None
 
     # ---------------------------------------------------------------- figures
@@ -157,7 +170,7 @@ class SpeedMonitor(L.Callback):
 
     def summary(self) -> dict[str, Any]:
         """For `metrics.json`: of all steps but the first."""
-        counts = self.total.since(self._first)
+        counts = self.total.since(self._first or self.total)
         if counts.steps <= 0 or counts.seconds <= 0:
             return {}
         told = self.figures(counts) | {
@@ -179,7 +192,7 @@ class SpeedMonitor(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.total = Counts(**state_dict["total"])
-        self._first = self._logged = Counts(**state_dict["total"])
+        self._logged = Counts(**state_dict["total"])
         self.history = list(state_dict["history"])
 
 
