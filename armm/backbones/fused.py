@@ -1,8 +1,8 @@
 """Pieces of a transformer block with their gradients written out: for training on a CPU.
 
-There a small model is bound by passes over memory, not by arithmetic: autograd makes some thirty of them for the gradient
-of a norm, a rotation and the cut into heads. The mathematics is that of the plain code beside which these are called;
-sums are rounded in another order.
+There a small model is bound by passes over memory, not by arithmetic: autograd makes some thirty of them for the
+gradient of a norm, a rotation and the cut into heads. The mathematics is that of the plain code beside which these are
+called; sums are rounded in another order.
 Axes: B rows, N positions, D width, H heads, E head width.
 """
 

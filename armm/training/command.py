@@ -26,8 +26,9 @@ from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.complaints import explain
 from armm.training.data import DataModule
+from armm.training.memory import keep_freed_memory
 from armm.training.module import GenerativeModule
-from armm.training.precision import choose, several_processes
+from armm.training.precision import AUTO, allow_auto, choose, several_processes
 from armm.training.progress import StepProgress
 from armm.training.size import SIZES, with_size
 from armm.training.speed import FetchTimer, SpeedMonitor
@@ -95,6 +96,7 @@ class TrainCLI(LightningCLI):
                 "max_steps": 1000,
                 "max_epochs": -1,
                 "gradient_clip_val": 1.0,
+                "precision": AUTO,
                 "check_val_every_n_epoch": None,
                 "val_check_interval": 250,
                 "log_every_n_steps": 10,
@@ -117,6 +119,7 @@ class TrainCLI(LightningCLI):
             default=None,
             help="The run's folder; runs/<recipe>/<version> by default.",
         )
+        allow_auto(parser)
         parser.add_argument(
             "--size",
             type=str | int | None,
@@ -140,10 +143,11 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = self.config_init["trainer"]
         speed, choice = SpeedMonitor(), None
-        if trainer["precision"] is None:
+        if trainer["precision"] in (None, AUTO):
             choice = choose(self.model, self.datamodule, str(trainer["accelerator"]), not several_processes(trainer))
             kwargs["precision"] = self.config["trainer"]["precision"] = choice.precision
-            print(f"precision {choice.precision}: {choice.reason}")
+            if rank_zero_only.rank == 0:
+                print(f"precision {choice.precision}: {choice.reason}")
         if trainer["profiler"] is None:
             kwargs["profiler"] = FetchTimer()
         seed, reason = self.config["seed_everything"], choice.reason if choice else None
@@ -216,6 +220,7 @@ def train(arguments: list[str]) -> int:
 
 def run(recipe: Path, arguments: list[str]) -> int:
     """Train, validate, test, report."""
+    keep_freed_memory()
     cli = TrainCLI(recipe, ["--config", str(recipe), *arguments])
     cli.model.prepare(cli.datamodule)
     with keep_only_runs(cli.run_dir):

@@ -1,9 +1,9 @@
 """One dial for the size of a model: depth, width, heads, learning rate and batch from a recipe's own.
 
-Width is 64 to a layer, as in GPT-2 and nanochat (github.com/karpathy/nanochat, scripts/base_train.py), a head is 64 wide.
-AdamW's rates fall with the square root of the width (there too), Muon's stay: its updates have the same spectral norm at
-every width (Bernstein, jeremybernste.in/writing/deriving-muon). The batch grows with the data a model deserves, itself
-in proportion to its weights, to the power of 0.383 (Bergsma et al., arXiv:2505.13738).
+Width is 64 to a layer, as in GPT-2 and nanochat (github.com/karpathy/nanochat, scripts/base_train.py), a head is 64
+wide. AdamW's rates fall with the square root of the width (there too), Muon's stay: its updates have the same spectral
+norm at every width (Bernstein, jeremybernste.in/writing/deriving-muon). The batch grows with the data that a model
+deserves, itself in proportion to its weights, to the power of 0.383 (Bergsma et al., arXiv:2505.13738).
 """
 
 from __future__ import annotations

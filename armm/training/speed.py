@@ -234,7 +234,12 @@ FLASH_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def flash_flops(
-    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *rest: Any, out_shape: Any = None, **named: Any
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value: tuple[int, ...],
+    *rest: Any,
+    out_shape: Any = None,
+    **named: Any,
 ) -> int:
     """Of (B, H, N, E) queries and (B, H, S, E) keys and values: two products, counted whole as torch does."""
     b, h, n, e = query

@@ -1,4 +1,4 @@
-"""nanoGPT's model and training loop, for comparison (Karpathy, github.com/karpathy/nanoGPT, written anew from its design).
+"""nanoGPT's model and training loop, for comparison: Karpathy, github.com/karpathy/nanoGPT, written anew.
 
 GPT-2's block without biases: layer norm, learned positions, exact GELU, output matrix tied to the embedding table;
 AdamW with decay on matrices, cosine to a tenth of the rate, gradients clipped at 1.
@@ -117,7 +117,12 @@ class Training:
     """
 
     def __init__(self, config: NanoGPT, data: np.ndarray, device: str = "cpu", autocast: bool = False) -> None:
-        self.config, self.data, self.device, self.autocast = config, data.astype(np.uint16), torch.device(device), autocast
+        self.config, self.data, self.device, self.autocast = (
+            config,
+            data.astype(np.uint16),
+            torch.device(device),
+            autocast,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1337)
             self.model = GPT(config).to(device)
@@ -156,36 +161,28 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.n_steps += 1
 
-    def train(self, seconds: float, report: Callable[[float], None] | None = None) -> None:
+    def train(self, seconds: float) -> None:
         """For so many seconds, the schedule stretched over them: at equal time nobody is cut off in mid-decay."""
-        config, begin = self.config, perf_counter()
-        warmup = config.warmup_steps / config.decay_steps
+        begin = perf_counter()
         while (done := (perf_counter() - begin) / seconds) < 1:
-            rise = min(1.0, (done + 1e-3) / warmup)
-            fall = max(0.0, (done - warmup) / (1 - warmup))
-            cosine = config.min_lr + 0.5 * (1.0 + math.cos(math.pi * fall)) * (config.lr - config.min_lr)
-            self.step(rise * cosine)
-            if report:
-                report(done)
+            self.step(self.config.rate(round(done * self.config.decay_steps)))
 
-    @torch.no_grad()
-    def nats(self, data: np.ndarray, first: int = 0) -> float:
-        """Mean nats of the tokens of `data` from `first` on, each with at least half a context before it.
 
-        Its own `estimate_loss` scores random windows with as little as no context: this is kinder to it, and the
-        same to everyone. The first half window has what context there is.
-        """
-        self.model.eval()
-        n = self.config.context
-        stride, tokens = n // 2, torch.from_numpy(data.astype(np.int64)).to(self.device)
-        total, count = 0.0, 0
-        starts = list(range(0, len(tokens) - 1, stride))
-        for at in range(0, len(starts), 64):
-            windows = [tokens[s : s + n + 1] for s in starts[at : at + 64]]
-            windows = [w for w in windows if len(w) == n + 1] or windows[:1]
-            stack = torch.stack(windows)
-            nats = F.cross_entropy(self.model(stack[:, :-1]).transpose(1, 2).float(), stack[:, 1:], reduction="none")
-            kept = nats[:, stride:] if at else torch.cat([nats[:1].flatten()[:stride], nats[:, stride:].flatten()])
-            total, count = total + float(kept.double().sum()), count + kept.numel()
-        self.model.train()
-        return total / count
+@torch.no_grad()
+def nats_per_token(logits: Callable[[Tensor], Tensor], data: np.ndarray, context: int) -> float:
+    """Mean nats of the tokens of `data` after the first, each with half a context before it where there is one.
+
+    nanoGPT's own `estimate_loss` scores random windows, whose first tokens have no context: this is kinder.
+    logits: (B, N) tokens -> (B, N, V).
+    """
+    tokens, half = torch.from_numpy(data.astype(np.int64)), context // 2
+    starts = range(0, len(tokens) - context, half)
+    total, count = 0.0, 0
+    for first in range(0, len(starts), 64):
+        windows = torch.stack([tokens[s : s + context + 1] for s in starts[first : first + 64]])
+        nats = F.cross_entropy(logits(windows[:, :-1]).transpose(1, 2).float(), windows[:, 1:], reduction="none")
+        kept = nats[:, half:].flatten()
+        if first == 0:
+            kept = torch.cat([nats[0, :half], kept])
+        total, count = total + float(kept.double().sum()), count + kept.numel()
+    return total / count
