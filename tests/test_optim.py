@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_batched_muon_is_torchs() -> None:
     """Tall, wide and square matrices, several of a shape: the same updates but for bfloat16's rounding, the same
     state."""
     shapes = [(16, 48), (48, 16), (16, 16), (16, 48), (64, 16)]
-    options = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    options: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
     ours, theirs = matrices(*shapes), matrices(*shapes)
     begin = [p.detach().clone() for p in ours]
     own, other = BatchedMuon(ours, **options), Muon(theirs, **options)

@@ -39,13 +39,13 @@ def derived(size: str | int, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """
     n_layers = n_layers_of(size)
     model = recipe.get("model") or {}
-    backbone = model.get("backbone") or {}
+    backbone: Any = model.get("backbone") or {}
     backbone = {"class_path": backbone} if isinstance(backbone, str) else backbone
     path = str(backbone.get("class_path", "Transformer"))
     if path.rpartition(".")[2] != "Transformer":
         raise InputError(f"size sets a Transformer, the recipe's backbone is {path}; leave size out")
-    own = backbone.get("init_args") or {}
-    before = Transformer(**{k: own[k] for k in ("width", "n_layers", "n_heads", "mlp_width") if k in own})
+    own: Any = backbone.get("init_args") or {}
+    before = Transformer(**{k: own[k] for k in ("width", "n_layers", "n_heads", "mlp", "mlp_width") if k in own})
     after = Transformer(width=HEAD_WIDTH * n_layers, n_layers=n_layers, n_heads=n_layers)
     values: dict[str, Any] = {
         f"{BACKBONE}.width": after.width,

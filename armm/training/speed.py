@@ -104,8 +104,9 @@ class SpeedMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        seen = sum(torch.stack([s.known.sum(), s.n_units.sum()]) for s in batch[0].segments.values())
-        self._seen = seen if self._seen is None else self._seen + seen
+        for segment in batch[0].segments.values():
+            seen = torch.stack([segment.known.sum(), segment.n_units.sum()])
+            self._seen = seen if self._seen is None else self._seen + seen
         first = self._first is None
         stepped = trainer.global_step != self.total.steps
         if first or (stepped and trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]
