@@ -79,7 +79,7 @@ def test_a_first_layer_that_sees_its_own_pixel_would_be_caught() -> None:
     config = PixelCNN(channels=4, n_layers=1, first=3)
     head = build(config)
     head.enter.own.strictly = False  # type: ignore[union-attr]
-    head.enter.own.conv = torch.nn.Conv1d(head.embed.width, 8, 1, bias=False).double()  # type: ignore[union-attr]
+    head.enter.own.conv = torch.nn.Conv2d(head.embed.width, 8, (1, 1), bias=False).double()  # type: ignore[union-attr]
     context, symbols = inputs(head.unit, 2)
     pixels = head.pixels(symbols).detach().requires_grad_()
     head.pixels = lambda symbols: pixels  # type: ignore[method-assign]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from armm.backbones import fused
 from armm.backbones.backbone import Backbone, BackboneConfig, BackboneState
+from armm.backbones.recycled import Recycle, RecycledBackbone
 from armm.backbones.transformer_state import TransformerState, attend
 from armm.errors import InputError
 from armm.exactness import rows_needed
@@ -51,6 +52,7 @@ class Transformer(BackboneConfig):
         value_embeddings: every second layer adds its own embedding of the input unit to its values.
         residual_scalars: every block scales the stream and adds a learned multiple of its first input.
         dropout: of embeddings, attention weights and block outputs, in training.
+        recycle: apply all blocks several times, their input given anew each time; once by default.
     """
 
     width: int = 128
@@ -72,6 +74,7 @@ class Transformer(BackboneConfig):
     value_embeddings: bool = False
     residual_scalars: bool = False
     dropout: float = 0.0
+    recycle: Recycle | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.n_heads or (self.width // self.n_heads) % 2:
@@ -112,7 +115,8 @@ class Transformer(BackboneConfig):
             )
 
     def build(self) -> Backbone:
-        return TransformerBackbone(self)
+        blocks = TransformerBackbone(self)
+        return RecycledBackbone(blocks, self.width, self.recycle) if self.recycle else blocks
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

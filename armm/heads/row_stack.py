@@ -84,13 +84,13 @@ class OwnRow(RowLayer):
 
     def __init__(self, inputs: int, outputs: int, places: int, strictly: bool, bias: bool = False) -> None:
         super().__init__()
-        self.conv, self.strictly, self.left = nn.Conv1d(inputs, outputs, places, bias=bias), strictly, 0
+        self.conv, self.strictly, self.left = nn.Conv2d(inputs, outputs, (1, places), bias=bias), strictly, 0
 
     def forward(self, x: Tensor) -> Tensor:
         return self.row(x.flatten(0, 1), x).unflatten(0, x.shape[:2])
 
     def row(self, x: Tensor, above: Tensor) -> Tensor:
-        places = self.conv.kernel_size[0]
+        places = self.conv.kernel_size[1]
         return F.linear(to_the_left(x, places, self.strictly), self.conv.weight.flatten(1), self.conv.bias)
 
     def leave(self, x: Tensor, above: Tensor) -> Tensor:
@@ -205,6 +205,10 @@ class RowStackHead(Head):
 
     def state(self, n_rows: int, min_rows: int = 1) -> HeadState:
         return RowState(self, n_rows, min_rows)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        own = [parameter for layer in self.layers for parameter in layer.parameters() if parameter.dim() > 1]
+        return [*own, self.upsample.weight, self.read.weight]
 
     def set_unigram(self, log_unigram: Tensor) -> None:
         self.distribution.set_unigram(log_unigram)

@@ -19,9 +19,18 @@ import pytest
 import torch
 from tiny_modalities import Clip, Letters, Picture, hash_parameters, hash_symbols, segment_of
 
-from armm.backbones import NoBackbone, Transformer
+from armm.backbones import NoBackbone, Recycle, Transformer
 from armm.grammar import Stage
-from armm.heads import Categorical, CausalConv, LogisticMixture, Softmax
+from armm.heads import (
+    Categorical,
+    CausalConv,
+    DiagonalBiLSTM,
+    GatedPixelCNN,
+    LogisticMixture,
+    PixelCNN,
+    RowLSTM,
+    Softmax,
+)
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
 
@@ -122,6 +131,27 @@ CASES: dict[str, Callable[[], tuple[AutoregressiveModel, Document]]] = {
             size=(3, 4), block=(1, 4), vocab=64, symbol_channels=3, head=CausalConv(6, distribution=LogisticMixture(3))
         )
     ),
+    "recycled": lambda: (
+        AutoregressiveModel(
+            {"letters": Letters()}, Transformer(width=16, n_layers=1, n_heads=4, recycle=Recycle(3, 2)), ["letters"]
+        ),
+        letters(20),
+    ),
+    "told by the first unit": lambda: (
+        AutoregressiveModel(
+            {"letters": Letters(max_units=3), "clip": WAVE}, NoBackbone(width=8, conditions=3), ["letters", "clip"]
+        ),
+        letters(3) + clip(30),
+    ),
+    **{
+        name: lambda head=head: pictures(Picture(**PICTURE, block=(1, 6), head=head), NoBackbone())
+        for name, head in {
+            "pixelcnn": PixelCNN(channels=4, n_layers=2, first=5),
+            "gated pixelcnn": GatedPixelCNN(channels=4, n_layers=2, first=5),
+            "row lstm": RowLSTM(channels=4, n_layers=2, first=3),
+            "diagonal bilstm": DiagonalBiLSTM(channels=4, n_layers=2, first=3),
+        }.items()
+    },
     "free document": free,
 }
 

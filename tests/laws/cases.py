@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from armm.backbones import BackboneConfig, NoBackbone, Transformer
+from armm.backbones import BackboneConfig, NoBackbone, Recycle, Transformer
 from armm.heads import (
     Categorical,
     CausalConv,
@@ -36,6 +36,9 @@ BACKBONES: dict[str, BackboneConfig] = {
     ),
     "llama": Transformer(
         width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, norm_gain=True, mlp="swiglu", qk_norm=False
+    ),
+    "recycled": Transformer(
+        width=8, n_layers=1, n_heads=2, window=4, mlp_width=16, value_embeddings=True, recycle=Recycle(3, 1)
     ),
     "softcap": Transformer(width=8, n_layers=2, n_heads=2, n_kv_heads=1, mlp_width=16, attention_softcap=3.0),
 }  # fmt: skip
