@@ -1,4 +1,4 @@
-"""The command line: `armm prepare | train | generate | reproduce | score | bench | list | check-modality | demo`.
+"""The command line: `armm prepare | train | generate | score | bench | compare | list | check-modality | demo`, ....
 
 A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit code 130.
 """
@@ -55,6 +55,12 @@ def bench(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def compare(arguments: list[str]) -> int:
+    from armm.commands.compare import run
+
+    return run(arguments)
+
+
 def list_(arguments: list[str]) -> int:
     from armm.commands.listing import run
 
@@ -80,6 +86,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "reproduce": (reproduce, "make a sample again from what its file says, and compare: armm reproduce FILE"),
     "score": (score, "bits of files under a model: armm score RUN FILE..."),
     "bench": (bench, "how fast a model samples on this machine: armm bench RUN"),
+    "compare": (compare, "recipes trained for the same wall time: armm compare RECIPE RECIPE --minutes 5 --out DIR"),
     "list": (list_, "modalities, recipes and runs"),
     "check-modality": (check_modality, "run the library's laws on a modality: armm check-modality my_pkg.MyModality"),
     "demo": (demo, "train and sample text, images and audio in minutes, and write a report"),

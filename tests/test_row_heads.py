@@ -33,7 +33,7 @@ def influences(config: HeadConfig) -> Tensor:
     columns = []
     pixels = head.pixels(symbols).detach().requires_grad_()
     head.pixels = lambda symbols: pixels  # type: ignore[method-assign]
-    head.features = lambda x: x  # type: ignore[method-assign]  # rectifiers would hide some
+    head.features = lambda x, *_: x  # type: ignore[method-assign]  # rectifiers would hide some
     features = head.parallel(context.double(), symbols).flatten(0, 2).sum(-1)
     for feature in features:
         (gradient,) = torch.autograd.grad(feature, pixels, retain_graph=True)

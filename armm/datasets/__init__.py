@@ -8,6 +8,7 @@ from armm.datasets.litdata import LitData
 from armm.datasets.shards import TokenShards
 from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
 from armm.datasets.speech import SpeechCommands, SpokenDigits, YesNo
+from armm.datasets.sprites import Sprites
 from armm.datasets.synth import Synth
 from armm.datasets.texts import Corpus, StandardLibrary
 
@@ -25,6 +26,7 @@ __all__ = [
     "SpeechCommands",
     "Splits",
     "SpokenDigits",
+    "Sprites",
     "StandardLibrary",
     "Synth",
     "TokenShards",

@@ -2,6 +2,7 @@
 
 from armm.heads.categorical import Categorical, CategoricalHead
 from armm.heads.causal_conv import CausalConv, CausalConvHead
+from armm.heads.copying import Copying
 from armm.heads.distributions import Distribution, DistributionConfig, LogisticMixture, Softmax
 from armm.heads.head import Choose, Head, HeadConfig, HeadState, Unit
 from armm.heads.pixel_cnn import GatedPixelCNN, PixelCNN
@@ -13,6 +14,7 @@ __all__ = [
     "CausalConv",
     "CausalConvHead",
     "Choose",
+    "Copying",
     "DiagonalBiLSTM",
     "Distribution",
     "DistributionConfig",

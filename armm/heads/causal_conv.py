@@ -106,6 +106,11 @@ class CausalConvHead(Head):
         self.skip = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.dropout = nn.Dropout(config.dropout)
         self.distribution = config.distribution.build(skip, unit.vocab, unit.channels)
+        if self.distribution.neighbours:
+            raise InputError(
+                f"the CausalConv head does not tell {type(config.distribution).__name__} about neighbours; use "
+                "armm.heads.GatedPixelCNN, or another distribution"
+            )
 
     # ------------------------------------------------------- pieces of both views
 

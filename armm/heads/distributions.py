@@ -19,7 +19,14 @@ from armm.errors import InputError
 
 
 class Distribution(nn.Module, ABC):
-    """p(symbols of a place | features), channel by channel."""
+    """p(symbols of a place | features), channel by channel.
+
+    Attributes:
+        neighbours: (rows up, columns to the left) of known pixels whose symbols, side by side, it is told behind its
+            features; a head that does not tell them refuses such a distribution.
+    """
+
+    neighbours: tuple[tuple[int, int], ...] = ()
 
     @abstractmethod
     def logits(self, features: Tensor, earlier: Tensor) -> Tensor:

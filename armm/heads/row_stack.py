@@ -136,7 +136,7 @@ class RowStackHead(Head):
         distribution: DistributionConfig,
     ) -> None:
         super().__init__()
-        self.unit, self.channels, self.n_features = unit, channels, n_features
+        self.unit, self.channels = unit, channels
         self.embed = PixelEmbedder(unit)
         self.upsample = nn.Linear(width, unit.places * channels)
         nn.init.zeros_(self.upsample.weight)  # starts unconditional
@@ -144,6 +144,8 @@ class RowStackHead(Head):
         self.enter, self.layers = enter, nn.ModuleList(layers)
         self.read = nn.Linear(channels, n_features)
         self.distribution = distribution.build(n_features, unit.vocab, unit.channels)
+        self.neighbours = self.distribution.neighbours
+        self.n_rows_told = max((y for y, _ in self.neighbours), default=0)
 
     # ------------------------------------------------------- pieces of both views
 
@@ -151,6 +153,16 @@ class RowStackHead(Head):
     def stack(self) -> list[RowLayer]:
         """The first layer and the others."""
         return [self.enter, *self.layers]  # type: ignore[list-item]
+
+    @property
+    def n_features(self) -> int:
+        """H, with what the distribution is told of neighbours."""
+        return self.read.out_features + len(self.neighbours) * self.unit.channels
+
+    @property
+    def left(self) -> list[int]:
+        """What a row leaves to the one below: of each layer, and of symbols that the distribution is told."""
+        return [*(layer.left for layer in self.stack), self.n_rows_told * self.unit.channels]
 
     def pixels(self, symbols: Tensor) -> Tensor:
         """(*, K) symbols -> (*, W, E) embedded pixels."""
@@ -161,34 +173,54 @@ class RowStackHead(Head):
         """(*, D) contexts -> (*, W, I), added to the first layer's output."""
         return self.upsample(context).unflatten(-1, (self.unit.places, self.channels))
 
-    def features(self, x: Tensor) -> Tensor:
-        """(*, I) -> (*, H) at each place."""
-        return F.relu(self.read(F.relu(x)))
+    def features(self, x: Tensor, symbols: Tensor, above: Tensor) -> Tensor:
+        """(R, W, I), the row's (R, K) symbols and (R, W, rows C) of `symbols_above` -> (R, W, H)."""
+        features = F.relu(self.read(F.relu(x)))
+        if not self.neighbours:
+            return features
+        vocab, width = self.unit.vocab, self.unit.places
+        own = vocab - symbols.unflatten(-1, (-1, self.unit.channels))
+        rows = torch.cat([rearrange(above, "r w (y c) -> r y w c", y=self.n_rows_told), own[:, None]], dim=1)
+        reach = max(abs(x) for _, x in self.neighbours)
+        rows = F.pad(rows, (0, 0, reach, reach))  # 0, and so V, outside
+        told = [rows[:, -1 - y, reach - x : reach - x + width] for y, x in self.neighbours]
+        return torch.cat([features, vocab - torch.cat(told, dim=-1)], dim=-1)
+
+    def symbols_above(self, symbols: Tensor) -> Tensor:
+        """(S, U, K) -> (S, U, W, rows C) V less the symbols of the rows above each, oldest first; 0 outside."""
+        own = (self.unit.vocab - symbols.unflatten(-1, (-1, self.unit.channels))).float()
+        n = self.n_rows_told
+        rows = [F.pad(own[:, : -1 - i], (0, 0, 0, 0, i + 1, 0))[:, : own.shape[1]] for i in range(n)][::-1]
+        return torch.cat(rows, dim=-1) if rows else own[..., :0]
 
     def parallel(self, context: Tensor, symbols: Tensor) -> Tensor:
         """(S, U, W, H) features of every place from the symbols before it."""
         x = self.enter(self.pixels(symbols)) + self.conditioning(context)
         for layer in self.layers:
             x = layer(x)
-        return self.features(x)
+        flat = [t.flatten(0, 1) for t in (x, symbols, self.symbols_above(symbols))]
+        return self.features(*flat).unflatten(0, x.shape[:2])
 
     def row(self, symbols: Tensor, condition: Tensor, above: list[Tensor]) -> Tensor:
         """(R, W, H) features of one row's places from its (R, K) symbols, (R, W, I) condition and the row above."""
         x = self.pixels(symbols)
-        for number, (layer, left) in enumerate(zip(self.stack, above, strict=True)):
+        for number, (layer, left) in enumerate(zip(self.stack, above[:-1], strict=True)):
             x = layer.row(x, left)
             x = x + condition if number == 0 else x
-        return self.features(x)
+        return self.features(x, symbols, above[-1])
 
     def leave(self, symbols: Tensor, condition: Tensor, above: list[Tensor]) -> list[Tensor]:
         """What a whole row leaves to the one below, of every layer."""
         x, below = self.pixels(symbols), []
-        for number, (layer, left) in enumerate(zip(self.stack, above, strict=True)):
+        for number, (layer, left) in enumerate(zip(self.stack, above[:-1], strict=True)):
             below.append(layer.leave(x, left))
             if number < len(self.layers):
                 x = layer.row(x, left)
                 x = x + condition if number == 0 else x
-        return below
+        if not self.n_rows_told:
+            return [*below, above[-1]]
+        own = self.unit.vocab - symbols.unflatten(-1, (-1, self.unit.channels))
+        return [*below, torch.cat([above[-1][..., own.shape[-1] :], own.to(above[-1])], dim=-1)]
 
     # ------------------------------------------------------------- the contract
 

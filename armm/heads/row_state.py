@@ -27,7 +27,7 @@ class RowState(HeadState):
     def __init__(self, head: RowStackHead, n_rows: int, min_rows: int) -> None:
         self.head, self.unit, self.min_rows = head, head.unit, min_rows
         like, places = head.upsample.weight, head.unit.places
-        self.above = [like.new_zeros(n_rows, places, layer.left) for layer in head.stack]
+        self.above = [like.new_zeros(n_rows, places, left) for left in head.left]
         self.condition = like.new_zeros(n_rows, places, head.channels)
         self.features = like.new_zeros(n_rows, head.n_features)  # of the open place
         self.open_unit = torch.full((n_rows, head.unit.symbols), head.unit.vocab, device=like.device)

@@ -11,6 +11,7 @@ from armm.backbones import BackboneConfig, NoBackbone, Recycle, Transformer
 from armm.heads import (
     Categorical,
     CausalConv,
+    Copying,
     DiagonalBiLSTM,
     GatedPixelCNN,
     LogisticMixture,
@@ -52,6 +53,7 @@ CLASSICS = {
     "Diagonal BiLSTM": DiagonalBiLSTM(channels=3, n_layers=2, first=3),
 }
 PLUS = GatedPixelCNN(channels=3, n_layers=1, first=3, distribution=LogisticMixture(2))
+COPYING = GatedPixelCNN(channels=3, n_layers=1, first=3, distribution=Copying(rows=2, columns=2))
 MIXTURE = CausalConv(channels=4, kernel=2, dilations=(1, 2), halo=2, distribution=LogisticMixture(2))
 
 
@@ -118,6 +120,7 @@ CASES: dict[str, Case] = {
         for name, head in CLASSICS.items()
     },
     "image RGB rows, PixelCNN++": alone("image", lambda: Image(size=(3, 3), channels=3, levels=8, head=PLUS)),
+    "image RGB rows, copies": alone("image", lambda: Image(size=(4, 3), channels=3, levels=3, head=COPYING)),
     "image RGB rows, Diagonal BiLSTM": alone(
         "image", lambda: Image(size=(3, 2), channels=3, levels=3, head=CLASSICS["Diagonal BiLSTM"])
     ),
@@ -143,6 +146,8 @@ COUNTABLE: dict[str, Case] = {
         for name, head in CLASSICS.items()
     },
     "image RGB rows, PixelCNN++": alone("image", lambda: Image(size=(1, 2), channels=3, levels=3, head=PLUS)),
+    "image rows, copies": alone("image", lambda: Image(size=(3, 2), levels=3, head=COPYING)),
+    "image RGB rows, copies": alone("image", lambda: Image(size=(3, 1), channels=3, levels=2, head=COPYING)),
     "image patches": alone("image", lambda: Image(size=(2, 4), levels=2, block=(2, 2), head=CONV)),
     "image pixels": alone("image", lambda: Image(size=(2, 3), levels=3, block=(1, 1))),
     "image strips": alone("image", lambda: Image(size=(2, 4), levels=2, block=(1, 2), head=CONV)),
