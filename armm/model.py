@@ -8,7 +8,7 @@ M listed units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -202,12 +202,16 @@ class AutoregressiveModel(nn.Module):
         coded = [modality.coded_header(tuple(header)) for header in segment.header.tolist()]
         return torch.tensor(coded, dtype=torch.int64, device=segment.header.device)
 
-    def log_prob(self, batch: Batch, normalisers: bool = False) -> LogProbs:
+    def log_prob(self, batch: Batch, normalisers: bool = False, read: Mapping[str, Tensor] | None = None) -> LogProbs:
         """Nats of every symbol of a batch, 0 where there is no symbol.
 
-        normalisers: give those of the payload too.
+        Args:
+            normalisers: give those of the payload too.
+            read: by modality, (S, U, K) symbols that are read as the past instead of the batch's own: in training on
+                corrupted inputs. What is coded stays the batch's own.
         """
-        contexts = self.contexts(batch).flatten(0, 1)
+        read = read or {}
+        contexts = self.contexts(batch.reading(read) if read else batch).flatten(0, 1)
         n = batch.n_positions
         payload, decisions, headers, logs = {}, {}, {}, {}
         for name, segment in batch.segments.items():
@@ -216,6 +220,7 @@ class AutoregressiveModel(nn.Module):
             where = (segment.rows * n + segment.starts)[:, None] + number.clamp(max=n - 1)
             context = contexts[where.clamp(max=len(contexts) - 1)]
             coded = (context, segment.symbols, segment.known, segment.header)
+            coded = (*coded, read[name]) if name in read else coded
             if normalisers:
                 payload[name], logs[name] = self.head(name).log_prob_and_normaliser(*coded)
             else:
@@ -239,6 +244,18 @@ class AutoregressiveModel(nn.Module):
             logits = self.structure_logits(Slot(Stage.CONTROL, "", 0), context, batch.control_rows)
             control = logits.log_softmax(-1).gather(-1, batch.control_values[:, None])[:, 0]
         return LogProbs(payload, decisions, headers, control, logs)
+
+    @torch.no_grad()
+    def guess(self, batch: Batch, names: Collection[str]) -> dict[str, Tensor]:
+        """By modality, (S, U, K) a draw from the distribution of every payload symbol given those before it."""
+        contexts, n, drawn = self.contexts(batch).flatten(0, 1), batch.n_positions, {}
+        for name in names:
+            segment = batch.segments[name]
+            number = torch.arange(segment.symbols.shape[1], device=contexts.device).clamp(max=n - 1)
+            where = ((segment.rows * n + segment.starts)[:, None] + number).clamp(max=len(contexts) - 1)
+            logits = self.head(name).logits(contexts[where], segment.symbols, segment.known, segment.header)
+            drawn[name] = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
+        return drawn
 
     def stream_log_prob(self, document: Document) -> Tensor:
         """(T,) nats of a document's symbols in the order of its stream, by the parallel view."""

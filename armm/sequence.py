@@ -9,6 +9,7 @@ K symbols of a unit, F header fields.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -152,6 +153,14 @@ class Batch:
         if self.longest is not None:
             return self.longest
         return int(self.lengths.max()) if self.lengths.numel() else 0
+
+    def reading(self, symbols: Mapping[str, Tensor]) -> Batch:
+        """The same batch with other payload symbols, by modality."""
+        segments = dict(self.segments)
+        for name, own in symbols.items():
+            segments[name] = replace(segments[name], symbols=own)
+            segments[name].listed = self.segments[name].listed
+        return replace(self, segments=segments)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device.

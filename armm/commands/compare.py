@@ -105,9 +105,9 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{place} cannot be read ({error}); name another --out") from error
     if (found["minutes"], found["keys"]) != (settings["minutes"], settings["keys"]):
+        given = " ".join(found["keys"]) or "no keys"
         raise InputError(
-            f"--out {out} holds a comparison of {found['minutes']:g} minutes, {' '.join(found['keys']) or 'no keys'}; give "
-            "the same, or name another folder"
+            f"--out {out} holds a comparison of {found['minutes']:g} minutes, {given}; give the same or name another"
         )
 
 

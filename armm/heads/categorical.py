@@ -72,7 +72,9 @@ class CategoricalHead(Head):
     def logits(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
         return self.distribution(context)[:, :, None, :]
 
-    def log_prob(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
+    def log_prob(
+        self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor, read: Tensor | None = None
+    ) -> Tensor:
         logits = self.distribution(context)
         target = symbols.clamp(max=self.vocab - 1).flatten()
         nats = F.cross_entropy(logits.flatten(0, 1).float(), target, reduction="none").view(symbols.shape)

@@ -173,8 +173,10 @@ class CausalConvHead(Head):
         channels = [self.distribution.logits(features, inside[..., :c]) for c in range(self.unit.channels)]
         return torch.stack(channels, dim=-2).flatten(-3, -2)
 
-    def log_prob(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
-        features = self.parallel(context, symbols, header)
+    def log_prob(
+        self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor, read: Tensor | None = None
+    ) -> Tensor:
+        features = self.parallel(context, symbols if read is None else read, header)
         inside = symbols.clamp(max=self.unit.vocab - 1).unflatten(-1, (-1, self.unit.channels))
         nats = self.distribution.log_prob(features, inside).flatten(-2)
         return torch.where(known, nats, 0.0)

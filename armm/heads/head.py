@@ -58,14 +58,19 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def log_prob(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
-        """(S, U, K) float32 nats: the log-probability of each symbol, 0 where it is not known."""
+    def log_prob(
+        self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor, read: Tensor | None = None
+    ) -> Tensor:
+        """(S, U, K) float32 nats: the log-probability of each symbol, 0 where it is not known.
+
+        read: (S, U, K) symbols that the head reads as the past instead, in training on corrupted inputs.
+        """
 
     def log_prob_and_normaliser(
-        self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor
+        self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor, read: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`log_prob`, and the (S, U, K) log of the sum that normalises each symbol's distribution."""
-        logits = self.logits(context, symbols, known, header)
+        logits = self.logits(context, symbols if read is None else read, known, header)
         normaliser = logits.logsumexp(-1)
         chosen = logits.gather(-1, symbols.clamp(max=logits.shape[-1] - 1)[..., None])[..., 0]
         return torch.where(known, chosen - normaliser, 0.0), torch.where(known, normaliser, 0.0)

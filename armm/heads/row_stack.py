@@ -230,8 +230,10 @@ class RowStackHead(Head):
         channels = [self.distribution.logits(features, inside[..., :c]) for c in range(self.unit.channels)]
         return torch.stack(channels, dim=-2).flatten(-3, -2)
 
-    def log_prob(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
-        features = self.parallel(context, symbols)
+    def log_prob(
+        self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor, read: Tensor | None = None
+    ) -> Tensor:
+        features = self.parallel(context, symbols if read is None else read)
         inside = symbols.clamp(max=self.unit.vocab - 1).unflatten(-1, (-1, self.unit.channels))
         return torch.where(known, self.distribution.log_prob(features, inside).flatten(-2), 0.0)
 

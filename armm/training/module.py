@@ -22,6 +22,7 @@ from armm.errors import InputError
 from armm.modality import Modality
 from armm.model import AutoregressiveModel, LogProbs
 from armm.sequence import Batch
+from armm.training.corruption import Corruption, corrupted
 from armm.training.data import STRUCTURE, Counts, DataModule
 from armm.training.ema import EMA
 from armm.training.guard import Guard, Step, StepGuard, local
@@ -40,6 +41,7 @@ class GenerativeModule(L.LightningModule):
         context: at most so many units in a document; no limit by default.
         optimization: rates, decay and schedule.
         weights: of each modality's symbols in the loss; 1 by default.
+        corruption: by modality, what is done in training to the symbols that are read as the past; none by default.
         guard: which steps are skipped because they would do harm, and when the run gives up.
         compile: compile the training step's forward pass with torch.compile; minutes on a CPU.
     """
@@ -54,6 +56,7 @@ class GenerativeModule(L.LightningModule):
         weights: dict[str, float] | None = None,
         guard: Guard = Guard(),  # noqa: B008 - frozen
         compile: bool = False,
+        corruption: dict[str, list[Corruption]] | None = None,
     ) -> None:
         super().__init__()
         self.modalities: Mapping[str, Modality] = modalities
@@ -65,6 +68,10 @@ class GenerativeModule(L.LightningModule):
                 raise InputError(
                     f"model.weights.{name} is {weight}; name a modality ({known}) and give it a weight of at least 0"
                 )
+        self.corruption = corruption or {}
+        for name in self.corruption:
+            if name not in modalities:
+                raise InputError(f"model.corruption names {name!r}; the modalities are {', '.join(modalities)}")
         if not any(self.weights.get(name, 1.0) for name in modalities):
             raise InputError("model.weights are all 0, so nothing is left to learn; give a modality a weight above 0")
         if STRUCTURE in modalities:
@@ -204,7 +211,8 @@ class GenerativeModule(L.LightningModule):
         """The model's, for training: compiled if asked for, with normalisers if they are penalised."""
         if self.compile_step and self._compiled is None:
             self._compiled = torch.compile(self.model.log_prob)
-        return (self._compiled or self.model.log_prob)(batch, normalisers=self.optimization.z_loss > 0)
+        read = corrupted(self.corruption, batch, self.model) if self.corruption else None
+        return (self._compiled or self.model.log_prob)(batch, normalisers=self.optimization.z_loss > 0, read=read)
 
     def penalty(self, batch: Batch, nats: LogProbs) -> Tensor:
         """z-loss, summed like the nats; it is in no reported number."""
