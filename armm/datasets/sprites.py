@@ -15,6 +15,7 @@ from armm.datasets.folder import own_data
 from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
 from armm.errors import InputError
 from armm.modalities.image import Image
+from armm.modalities.latent import LatentImage
 from armm.modality import Modality
 
 FOLDER = Path("data/sprites")
@@ -38,6 +39,7 @@ class Sprites(Source):
 
     def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
         name, image = reader(modalities, ".png")
+        image = image.pixels if isinstance(image, LatentImage) else image
         if not isinstance(image, Image):
             raise InputError(f"{name}: sprites need the image modality armm.Image, not {type(image).__name__}")
         if path is not None or FOLDER.is_dir():

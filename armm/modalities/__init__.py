@@ -3,6 +3,7 @@
 from armm.modalities.audio import Audio
 from armm.modalities.image import Image
 from armm.modalities.label import Label
+from armm.modalities.latent import LatentImage
 from armm.modalities.text import Text
 
-__all__ = ["Audio", "Image", "Label", "Text"]
+__all__ = ["Audio", "Image", "Label", "LatentImage", "Text"]

@@ -48,6 +48,7 @@ from armm.training.resuming import (
 from armm.training.saving import Checkpointing, Checkpoints
 from armm.training.size import SIZES, with_size
 from armm.training.speed import FetchTimer, SpeedMonitor
+from armm.training.tokenizing import train_tokenizer, trains_tokenizer
 
 RUNS = Path("runs")
 DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
@@ -271,6 +272,8 @@ def train(arguments: list[str]) -> int:
     else:
         arguments = with_size(arguments, yaml.safe_load(recipe.read_text(encoding="utf-8")))
     with in_one_line(recipe):
+        if trains_tokenizer(recipe):
+            return train_tokenizer(recipe, name, arguments, new_run(name.rpartition("/")[2]))
         return run(recipe, name, arguments, resumed=folder is not None)
 
 
