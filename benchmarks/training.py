@@ -60,8 +60,8 @@ class Work:
         return self.context * self.batch_size
 
 
-SMALL = Work(context=64, batch_size=12, n_layers=4, n_heads=4, width=128, n_steps=40)
-BABY = Work(context=256, batch_size=8, n_layers=6, n_heads=6, width=384, n_steps=5)
+SMALL = Work(context=64, batch_size=12, n_layers=4, n_heads=4, width=128, n_steps=100)
+BABY = Work(context=256, batch_size=8, n_layers=6, n_heads=6, width=384, n_steps=8)
 LIKE_PEERS = Optimization(lr=1e-3, muon_lr=0.0, betas=(0.9, 0.99), weight_decay=0.1, schedule="cosine", final=0.1)
 
 # what we would choose for so short a training

@@ -8,7 +8,7 @@ Axes: B rows, N positions, D width, H heads, E head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-LONGEST = 512  # positions; beyond, attention weights that are kept for the backward pass take too much memory
+LONGEST = 512  # positions that are seen; beyond, attention weights kept for the backward pass take too much memory
+BLOCK = 64  # queries
 
 
 def applies(x: Tensor) -> bool:
@@ -125,9 +126,9 @@ def by_head(x: Tensor) -> Tensor:
 
 
 def turns_of(rotation: tuple[Tensor, Tensor], n_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(1, 1, N, E / 2) cosines and sines -> (N, 2 H, E) and (N, 1, E / 2), as `turned` takes them."""
+    """(1, 1, N, E / 2) cosines and sines -> (N, 2 H, E) each, as `turned` takes them: for all layers."""
     cos, sin = (own[0, 0, :, None].to(dtype) for own in rotation)
-    return torch.cat([cos, cos], -1).repeat(1, 2 * n_heads, 1), sin
+    return torch.cat([cos, cos], -1).repeat(1, 2 * n_heads, 1), torch.cat([-sin, sin], -1).repeat(1, 2 * n_heads, 1)
 
 
 def turned(x: Tensor, turns: Sequence[Tensor] | None, back: bool) -> Tensor:
@@ -135,37 +136,62 @@ def turned(x: Tensor, turns: Sequence[Tensor] | None, back: bool) -> Tensor:
     if turns is None:
         return x.clone()
     cos, sin = turns
-    out, half = x * cos, x.shape[-1] // 2
-    out[..., :half].addcmul_(x[..., half:], sin, value=1 if back else -1)
-    out[..., half:].addcmul_(x[..., :half], sin, value=-1 if back else 1)
-    return out
+    half = x.shape[-1] // 2
+    swapped = torch.cat([x[..., half:], x[..., :half]], dim=-1)
+    return torch.addcmul(x * cos, swapped, sin, value=-1 if back else 1)
 
 
 class CausalAttention(Function):
     """Softmax attention by plain products, its weights kept; (B H, N, E) queries, keys and values -> (B H, N, E).
 
-    In bfloat16 products are several times faster than torch's flash kernel for CPUs; in float32 they are not.
+    In bfloat16 products are several times faster than torch's flash kernel for CPUs; in float32 they are not. Queries
+    are taken a block at a time, with the keys that they see.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        n = q.shape[1]
-        mask = torch.full((1, n, n), float("-inf"), dtype=q.dtype).triu_(1)
-        weights = torch.baddbmm(mask, q, k.mT, alpha=q.shape[2] ** -0.5).softmax(-1)
-        ctx.save_for_backward(q, k, v, weights)
-        return weights @ v
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        scale, out, kept = q.shape[2] ** -0.5, [], []
+        for block, keys in blocks(q.shape[1], window):
+            own, seen = q[:, block], k[:, keys]
+            scores = torch.baddbmm(q.new_empty(()), own, seen.mT, beta=0, alpha=scale)
+            scores += unseen(block, keys, window, q.dtype)
+            kept.append(scores.softmax(-1))
+            out.append(kept[-1] @ v[:, keys])
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.window = window
+        return torch.cat(out, dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, weights = ctx.saved_tensors
-        grad = grad.contiguous()
-        scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, weights, -1, weights.dtype)
-        scores = scores.mul_(q.shape[2] ** -0.5)
-        return scores @ k, scores.mT @ q, weights.mT @ grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, *kept = ctx.saved_tensors
+        scale, grad = q.shape[2] ** -0.5, grad.contiguous()
+        gq, gk, gv = [], torch.zeros_like(k), torch.zeros_like(v)
+        for (block, keys), weights in zip(blocks(q.shape[1], ctx.window), kept, strict=True):
+            scores = torch._softmax_backward_data(  # type: ignore[attr-defined]
+                grad[:, block] @ v[:, keys].mT, weights, -1, weights.dtype
+            )
+            gq.append(torch.baddbmm(q.new_empty(()), scores, k[:, keys], beta=0, alpha=scale))
+            gk[:, keys].baddbmm_(scores.mT, q[:, block], alpha=scale)
+            gv[:, keys].baddbmm_(weights.mT, grad[:, block])
+        return torch.cat(gq, dim=1), gk, gv, None
 
 
-def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def blocks(n: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+    """Blocks of N queries, and the keys that some of a block see."""
+    for begin in range(0, n, BLOCK):
+        end = min(begin + BLOCK, n)
+        yield slice(begin, end), slice(0 if window is None else max(0, begin + 1 - window), end)
+
+
+def unseen(block: slice, keys: slice, window: int | None, dtype: torch.dtype) -> Tensor:
+    """(N, S): minus infinity for the keys that a query does not see, 0 for the others."""
+    q, k = torch.arange(block.start, block.stop)[:, None], torch.arange(keys.start, keys.stop)
+    hidden = k > q if window is None else (k > q) | (k <= q - window)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+
+
+def attend_causally(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """(B, H, N, E) queries, keys and values -> (B, H, N, E)."""
-    whole: Tensor = CausalAttention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+    whole: Tensor = CausalAttention.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), window)
     return whole.unflatten(0, q.shape[:2])

@@ -162,14 +162,20 @@ class Attention(nn.Module):
             self.value_scale = nn.Parameter(torch.tensor(0.5))
 
     def project(
-        self, x: Tensor, values: Tensor | None, rotation: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        values: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        turns: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, D) -> queries (B, H, N, E), keys and values (B, G, N, E)."""
+        """(B, N, D) -> queries (B, H, N, E), keys and values (B, G, N, E).
+
+        turns: the rotation as `fused.turns_of` gives it, where that applies.
+        """
         c = self.config
         qkv = self.qkv(x)
-        if c.n_heads == c.kv_heads and fused.applies(qkv):
+        if c.n_heads == c.kv_heads and fused.applies(qkv) and (rotation is None or turns is not None):
             eps = c.norm_eps if c.qk_norm else None
-            turns = None if rotation is None else fused.turns_of(rotation, c.n_heads, qkv.dtype)
             q, k, v = fused.Heads.apply(qkv, c.n_heads, eps, turns)
             return q, k, v if values is None else v + self.value_scale * heads_of(values, c.head_width)
         whole = qkv.unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2G, N, E)
@@ -185,9 +191,10 @@ class Attention(nn.Module):
     def finish(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Causal where there is no mask. Returns (B, N, D)."""
         dropout = self.config.dropout if self.training else 0.0
-        plain = mask is None and not dropout and self.config.attention_softcap is None and q.shape == k.shape
-        if plain and q.dtype == torch.bfloat16 and q.shape[2] <= fused.LONGEST and fused.applies(q):
-            out = fused.attend_causally(q, k, v.to(q.dtype))
+        window, n = self.config.window, q.shape[2]
+        plain = not dropout and self.config.attention_softcap is None and q.shape == k.shape
+        if plain and q.dtype == torch.bfloat16 and min(window or n, n) <= fused.LONGEST and fused.applies(q):
+            out = fused.attend_causally(q, k, v.to(q.dtype), window)
         else:
             out = attend(q, k, v, mask, mask is None, self.config.attention_softcap, dropout)
         return self.out(out.transpose(1, 2).flatten(2))
@@ -294,6 +301,9 @@ class TransformerBackbone(Backbone):
         n = x.shape[1]
         positions = torch.arange(n, device=x.device)[None]
         rotation, window = self.rotation(x, positions), self.config.window
+        turns = None
+        if rotation is not None and fused.applies(x):
+            turns = fused.turns_of(rotation, self.config.n_heads, fused.product_type(x))
         mask = None
         if window is not None and window < n:
             mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().triu(1 - window)[None, None]
@@ -301,7 +311,7 @@ class TransformerBackbone(Backbone):
         for block, own in zip(self.blocks, self.split_values(values), strict=True):
             assert isinstance(block, Block)
             x = block.enter(x, first)
-            q, k, v = block.attention.project(block.attention_norm(x), own, rotation)
+            q, k, v = block.attention.project(block.attention_norm(x), own, rotation, turns)
             x = block.finish(x, block.attention.finish(q, k, v, mask))
         return self.norm(x)
 
