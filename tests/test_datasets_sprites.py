@@ -56,5 +56,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         Sprites().load({"image": Image(size=(16, 16), channels=3)}, None, "fail")
     with pytest.raises(InputError, match=r"made is 3"):
         Sprites(made=3).load(IMAGE, None, "fail")
-    with pytest.raises(InputError, match="reads .png files"):
+    with pytest.raises(InputError, match=r"reads \.png files"):
         Sprites().load({"audio": Audio()}, None, "fail")
