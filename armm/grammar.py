@@ -292,6 +292,10 @@ class Grammar:
             return document[given:]
         return [s.as_unknown(self.modalities[s.modality].vocab) for s in document[:given]] + document[given:]
 
+    def fits(self, document: Document) -> bool:
+        """Whether the context has room for a document and something after it."""
+        return self.context is None or self.n_units(document) < self.context
+
     def n_units(self, document: Document) -> int:
         """Positions that a document takes, control and header units included."""
         total = 1 if self.layout is None else 0

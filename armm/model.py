@@ -199,9 +199,12 @@ class AutoregressiveModel(nn.Module):
         coded = [modality.coded_header(tuple(header)) for header in segment.header.tolist()]
         return torch.tensor(coded, dtype=torch.int64, device=segment.header.device)
 
-    def log_prob(self, batch: Batch) -> LogProbs:
-        """Nats of every symbol of a batch, 0 where there is no symbol."""
-        contexts = self.contexts(batch).flatten(0, 1)
+    def log_prob(self, batch: Batch, contexts: Tensor | None = None) -> LogProbs:
+        """Nats of every symbol of a batch, 0 where there is no symbol.
+
+        contexts: (B, N, D) other ones than the backbone's, to see what these are worth.
+        """
+        contexts = (self.contexts(batch) if contexts is None else contexts).flatten(0, 1)
         n = batch.n_positions
         payload, decisions, headers = {}, {}, {}
         for name, segment in batch.segments.items():

@@ -52,8 +52,9 @@ def parser() -> OptionParser:
         default=[],
         metavar="[NAME=]VALUE",
         help="a text, a label, the file of an image's top rows or of a clip's first seconds; NAME where the model has "
-        "several modalities; repeat for several segments",
+        'several modalities; repeat for several segments, or write them as JSON: \'[{"text": "seven"}]\'',
     )
+    g.add_argument("--then", metavar="NAMES", help="the prompt is whole; what follows, such as audio or image,text")
     g.add_argument("--prompts", type=Path, metavar="FILE", help="one text prompt a line, each after what --prompt says")
     g.add_argument("--mask", type=Path, metavar="PNG", help="sample the pixels of the prompt that are black in it")
     g.add_argument("--prompt-complete", action="store_true", help="the last prompt is whole; something else follows it")

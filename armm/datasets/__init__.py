@@ -5,6 +5,7 @@ from armm.datasets.builtin import builtin_folder
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
 from armm.datasets.litdata import LitData
+from armm.datasets.manifest import Manifest
 from armm.datasets.shards import TokenShards
 from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
 from armm.datasets.speech import SpeechCommands, SpokenDigits, YesNo
@@ -19,6 +20,7 @@ __all__ = [
     "Items",
     "ListOfItems",
     "LitData",
+    "Manifest",
     "Mnist",
     "OnError",
     "Source",

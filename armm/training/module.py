@@ -67,6 +67,8 @@ class GenerativeModule(L.LightningModule):
             raise InputError(f"{STRUCTURE!r} cannot name a modality: the bits of control symbols are reported under it")
         self.net: AutoregressiveModel | None = None
         self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
+        self.diagnostics: dict[str, dict[str, Any]] = {}
+        """What the latest validation says beside bits (armm/training/diagnostics.py)."""
         self.validation_bits = math.inf
         """All bits of the latest validation, structure included: what the best checkpoint has least of."""
         self.guard, self.step_guard = guard, StepGuard(guard, select=False)
@@ -347,6 +349,7 @@ class GenerativeModule(L.LightningModule):
             "noise_seed": self._noise_seed,
             "guard": self.step_guard.state_dict(),
             "metrics": self.metrics,
+            "diagnostics": self.diagnostics,
             "skipped_steps": self.skipped_steps,
             "optimization": repr(self.optimization),
         }
@@ -357,3 +360,4 @@ class GenerativeModule(L.LightningModule):
         self._noise_seed, self._optimised_with = own["noise_seed"], own["optimization"]
         self.step_guard.load_state_dict(own["guard"])
         self.metrics, self.skipped_steps = own["metrics"], own["skipped_steps"]
+        self.diagnostics = own.get("diagnostics", {})
