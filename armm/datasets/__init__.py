@@ -2,6 +2,7 @@
 
 from armm.datasets.baselines import bigram_bits, marginal_bits, unigram_bits
 from armm.datasets.builtin import builtin_folder
+from armm.datasets.captioned import Captioned
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
 from armm.datasets.litdata import LitData
@@ -13,6 +14,7 @@ from armm.datasets.synth import Synth
 from armm.datasets.texts import Corpus, StandardLibrary
 
 __all__ = [
+    "Captioned",
     "Corpus",
     "Digits",
     "Folder",

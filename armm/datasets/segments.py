@@ -64,10 +64,8 @@ def _entry(number: int, segment: Any, modalities: Mapping[str, Modality]) -> Ent
         raise InputError(f'{what} is {_kind(segment)}, expected an object such as {{"text": "a cat"}}')
     kinds = [key for key in segment if key not in ("name", "loss")]
     if len(kinds) != 1:
-        found = ", ".join(kinds) or "none"
-        raise InputError(
-            f'{what} has {found}, expected one modality, such as {{"text": "a cat"}}; write one object each'
-        )
+        found = ", ".join(kinds) or "no modality"
+        raise InputError(f'{what} has {found}, expected one, such as {{"text": "a cat"}}; write an object for each')
     name, value = segment.get("name", kinds[0]), segment[kinds[0]]
     if name not in modalities:
         raise InputError(

@@ -171,9 +171,9 @@ def has_fixed_length(model: AutoregressiveModel) -> bool:
 def conditions(data: DataModule, n: int) -> list[Document] | None:
     """What some validation documents begin with that is given: prompts to sample after."""
     documents = [data.val.document(index, index) for index in range(min(n, len(data.val)))]
-    fits = data.val.grammar.fits
-    given = [given if fits(given := conditions_of(document)) else [] for document in documents]
-    return given if any(given) else None
+    given = [conditions_of(document) for document in documents]
+    prompts = [own if data.val.grammar.fits(own) else [] for own in given]
+    return prompts if any(prompts) else None
 
 
 def log_samples(board: Any, model: AutoregressiveModel, documents: list[Document], step: int) -> None:

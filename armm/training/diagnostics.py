@@ -2,7 +2,7 @@
 
 - `bits_by_slot`: bits per symbol at each place of a unit. Later places are worse where a head forgets (MEGABYTE,
   arXiv:2305.07185, figure 5), the first is worse where a unit's beginning is not told enough.
-- `backbone`: bits that are lost when every context is the zero vector, so that the head is left with what it sees itself.
+- `backbone`: bits that are lost when every context is the zero vector: the head is left with what it sees itself.
 - `condition`: bits that are lost when what a document begins with and is given is not told: left out of free documents,
   unknown in others. A model learns to do without only where `data.drop_conditions` is above 0.
 

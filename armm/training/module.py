@@ -178,7 +178,7 @@ class GenerativeModule(L.LightningModule):
 
     def training_step(self, data: tuple[Batch, Counts], index: int) -> Tensor:
         batch, _ = data
-        total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch))
+        total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch, only_scored=True))
         own = torch.stack([n_symbols.detach(), total.detach()]).float()
         self._window = self._window.to(total.device) + own
         n_seen = sum((segment.known.sum() for segment in batch.segments.values()), torch.zeros_like(self._seen))
@@ -196,7 +196,7 @@ class GenerativeModule(L.LightningModule):
         model = self.model
         owners = (model.embedders, model.heads, model.values)
         owners += (model.decisions, model.header_logits, model.header_embeddings)
-        absent = [name for name in model.modalities if name not in batch.segments]
+        absent = [name for name in model.modalities if name not in batch.segments or name in batch.unscored]
         parts = [owner[name] for owner in owners for name in absent if name in owner]
         return [parameter for part in parts for parameter in part.parameters()]
 
@@ -284,7 +284,7 @@ class GenerativeModule(L.LightningModule):
     def _score(self, data: tuple[Batch, Counts]) -> None:
         batch, counts = data
         with torch.autocast(self.device.type, enabled=False):  # bits are always those of float32
-            nats = self.model.log_prob(batch)
+            nats = self.model.log_prob(batch, only_scored=True)
         for name, segment in batch.segments.items():
             n_bits, n_nats = counts.get(name, (0, 0))
             total = -float((nats.payload[name] * segment.weights[..., None]).double().sum())
