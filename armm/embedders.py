@@ -100,14 +100,14 @@ class SpectrumEmbedder(nn.Module):
 
     def forward(self, symbols: Tensor, index: Tensor, header: Tensor) -> Tensor:
         """(M, K) symbols -> (M, width)."""
-        samples = self.amplitudes[symbols]
+        samples = self.amplitudes[symbols].float()  # a Fourier transform has no lower precision
         energies = []
         for number, (first, last) in enumerate(self.spans):
             window, bands = self.get_buffer(f"window{number}"), self.get_buffer(f"bands{number}")
-            spectrum = torch.fft.rfft(samples[:, first:last] * window)
-            energies.append((spectrum.real.square() + spectrum.imag.square()) @ bands)
+            spectrum = torch.fft.rfft(samples[:, first:last] * window.float())
+            energies.append((spectrum.real.square() + spectrum.imag.square()) @ bands.float())
         features = torch.cat(energies, dim=1).add(FLOOR).log()
-        return self.project(self.norm(features))
+        return self.project(self.norm(features.to(self.norm.weight.dtype)))
 
 
 FLOOR = 1e-4  # energy of a band, of samples in [-1, 1]; quiet speech is above it
