@@ -38,7 +38,7 @@ class Judge:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = _network(len(self.names))
-        self._train(clips, torch.tensor([self.names.index(c) for c in classes]), n_steps, seed)
+            self._train(clips, torch.tensor([self.names.index(c) for c in classes]), n_steps, seed)
 
     def classify(self, clips: Sequence[np.ndarray]) -> list[str]:
         """The class of each clip."""

@@ -187,7 +187,7 @@ class GenerativeModule(L.LightningModule):
         self.log("train/nats", mean, prog_bar=True, batch_size=batch.n_rows)
         # the sum, here; `on_before_optimizer_step` divides by the count of the whole step. The factor undoes the
         # Trainer's division by the number of accumulated batches. Embedders of absent modalities join at weight 0.
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 or batch.unscored:
             total = total + 0.0 * sum(parameter.sum() for parameter in self.idle_parameters(batch))
         return total * self.trainer.accumulate_grad_batches
 
