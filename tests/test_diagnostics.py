@@ -112,6 +112,19 @@ def test_items_become_documents_of_every_kind() -> None:
     assert set(splits.train.values("text")) == set(WORDS)
 
 
+def test_only_given_pictures_are_moved() -> None:
+    """One that is to be made stays in its place."""
+    splits = Captioned(Digits(), WORDS, KINDS, shift=1).load(MODELS, None, "fail")
+    image = splits.train.item(3, 0)["image"]
+    seen: dict[bool, set[bytes]] = {True: set(), False: set()}
+    for draw in range(80):
+        for part in splits.train.parts(3, draw, None):
+            if part.name == "image":
+                seen[part.given].add(part.raw.tobytes())
+    assert seen[False] == {image.tobytes()} and len(seen[True]) == 9
+    assert splits.val.parts(1, 7, None)[0].raw.tobytes() == splits.val.item(1, 0)["image"].tobytes()
+
+
 def test_captions_that_do_not_fit() -> None:
     with pytest.raises(InputError, match=r"documents names 'sound'"):
         Captioned(Digits(), WORDS, (("text", "sound"),)).load(MODELS, None, "fail")

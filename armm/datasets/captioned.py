@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from armm.datasets.images import moved
 from armm.datasets.manifest import Manifest, is_manifest
 from armm.datasets.source import Item, Items, OnError, Part, Source, Splits
 from armm.errors import InputError
@@ -25,12 +26,14 @@ class CaptionedItems(Items):
         captions: of each class, by its number; empty for the label itself.
         documents: modalities of each kind of document, all but the last given; none for the model's layout.
         varies: whether the kind is drawn anew at every visit; otherwise it goes by the item's number.
+        shift: given pictures are moved by at most so many pixels; those to be made are not.
     """
 
     items: Items
     captions: Sequence[str]
     documents: Sequence[Sequence[str]]
     varies: bool
+    shift: int
 
     def __len__(self) -> int:
         return len(self.items)
@@ -46,7 +49,12 @@ class CaptionedItems(Items):
         kind = int(rng.integers(len(self.documents))) if self.varies else index % len(self.documents)
         names = self.documents[kind]
         own = super().parts(index, draw, names)
-        return [Part(part.name, part.raw, given=at < len(own) - 1) for at, part in enumerate(own)]
+        given, last = own[:-1], own[-1]
+        return [*(Part(part.name, self._shifted(part.raw, rng), given=True) for part in given), last]
+
+    def _shifted(self, raw: Any, rng: np.random.Generator) -> Any:
+        is_picture = self.shift and isinstance(raw, np.ndarray) and raw.ndim >= 2
+        return moved(raw, self.shift, rng) if is_picture else raw
 
     def values(self, name: str) -> Iterator[Any]:
         if name != TEXT:
@@ -85,17 +93,21 @@ class Captioned(Source):
         captions: the text of class 0, 1, ...; none for the label's own name.
         documents: for models of free documents, the kinds of documents that an item can be, such as [text, image] and
             [image, text]: all but the last segment are given. In training one is drawn at every visit.
+        shift: with `documents`, training pictures that are given are moved by at most so many pixels at every visit.
     """
 
     source: Source
     captions: tuple[str, ...] = ()
     documents: tuple[tuple[str, ...], ...] = ()
+    shift: int = 0
 
     marks_conditions: ClassVar[bool] = True
 
     def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
         if path is not None and path.exists() and is_manifest(path):
             return Manifest().load(modalities, path, on_error)
+        if self.shift < 0 or (self.shift and not self.documents):
+            raise InputError(f"data.source.shift is {self.shift}; expected 0, or more where documents are named")
         for names in self.documents:
             for name in names:
                 if name not in modalities:
@@ -107,8 +119,8 @@ class Captioned(Source):
         splits = self.source.load(readers, path, on_error)
 
         def captioned(items: Items, is_training: bool) -> CaptionedItems:
-            varies = items.varies or (is_training and len(self.documents) > 1)
-            return CaptionedItems(items, self.captions, self.documents, varies)
+            varies = items.varies or (is_training and (len(self.documents) > 1 or self.shift > 0))
+            return CaptionedItems(items, self.captions, self.documents, varies, self.shift if is_training else 0)
 
         return Splits(
             captioned(splits.train, True),

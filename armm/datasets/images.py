@@ -67,12 +67,17 @@ class ShiftedItems(Items):
         return len(self.items)
 
     def item(self, index: int, draw: int) -> Item:
-        item, name, by = self.items.item(index, draw), self.items.name, self.shift
+        item, name = self.items.item(index, draw), self.items.name
         rng = np.random.default_rng((index, draw & 0xFFFFFFFF))  # a seed has no sign
-        down, right = (int(by - step) for step in rng.integers(-by, by + 1, 2))
-        height, width = item[name].shape[:2]
-        padded = np.pad(item[name], [(by, by), (by, by), *[(0, 0)] * (item[name].ndim - 2)])
-        return {**item, name: padded[down : down + height, right : right + width]}
+        return {**item, name: moved(item[name], self.shift, rng)}
+
+
+def moved(image: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """(H, W) or (H, W, C) an image moved by at most so many pixels up or down, left or right; what comes in is 0."""
+    down, right = (int(step) for step in rng.integers(0, 2 * most + 1, 2))
+    height, width = image.shape[:2]
+    padded = np.pad(image, [(most, most), (most, most), *[(0, 0)] * (image.ndim - 2)])
+    return padded[down : down + height, right : right + width]
 
 
 @dataclass(frozen=True, eq=False)
