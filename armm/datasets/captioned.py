@@ -32,8 +32,8 @@ class CaptionedItems(Items):
     items: Items
     captions: Sequence[str]
     documents: Sequence[Sequence[str]]
-    varies: bool
-    shift: int
+    varies: bool = False
+    shift: int = 0
 
     def __len__(self) -> int:
         return len(self.items)

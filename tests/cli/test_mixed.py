@@ -97,7 +97,7 @@ def test_what_follows_a_prompt_is_what_was_asked_for(
     run("generate", "run", "--prompt", prompt, "--then", then, "--out", tmp_path)
     assert {name for name in everything_in(tmp_path) if not name.endswith(".json")} == made
     for name in made:
-        assert "same" in run("reproduce", tmp_path / name)
+        assert "identical" in run("reproduce", tmp_path / name)
 
 
 @pytest.mark.parametrize(
