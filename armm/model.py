@@ -202,20 +202,34 @@ class AutoregressiveModel(nn.Module):
         coded = [modality.coded_header(tuple(header)) for header in segment.header.tolist()]
         return torch.tensor(coded, dtype=torch.int64, device=segment.header.device)
 
-    def log_prob(self, batch: Batch, normalisers: bool = False, read: Mapping[str, Tensor] | None = None) -> LogProbs:
+    def log_prob(
+        self,
+        batch: Batch,
+        contexts: Tensor | None = None,
+        only_scored: bool = False,
+        normalisers: bool = False,
+        read: Mapping[str, Tensor] | None = None,
+    ) -> LogProbs:
         """Nats of every symbol of a batch, 0 where there is no symbol.
 
         Args:
+            contexts: (B, N, D) other ones than the backbone's, to see what these are worth.
+            only_scored: nothing is computed for modalities that are only given here; their nats are 0.
             normalisers: give those of the payload too.
             read: by modality, (S, U, K) symbols that are read as the past instead of the batch's own: in training on
                 corrupted inputs. What is coded stays the batch's own.
         """
         read = read or {}
-        contexts = self.contexts(batch.reading(read) if read else batch).flatten(0, 1)
+        if contexts is None:
+            contexts = self.contexts(batch.reading(read) if read else batch)
+        contexts = contexts.flatten(0, 1)
         n = batch.n_positions
         payload, decisions, headers, logs = {}, {}, {}, {}
         for name, segment in batch.segments.items():
             present = segment.present()
+            if only_scored and name in batch.unscored:
+                payload[name] = torch.zeros_like(segment.symbols, dtype=contexts.dtype)
+                continue
             number = torch.arange(present.shape[1], device=present.device)
             where = (segment.rows * n + segment.starts)[:, None] + number.clamp(max=n - 1)
             context = contexts[where.clamp(max=len(contexts) - 1)]

@@ -2,9 +2,11 @@
 
 from armm.datasets.baselines import bigram_bits, marginal_bits, unigram_bits
 from armm.datasets.builtin import builtin_folder
+from armm.datasets.captioned import Captioned
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
 from armm.datasets.litdata import LitData
+from armm.datasets.manifest import Manifest
 from armm.datasets.shards import TokenShards
 from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
 from armm.datasets.speech import SpeechCommands, SpokenDigits, YesNo
@@ -13,6 +15,7 @@ from armm.datasets.synth import Synth
 from armm.datasets.texts import Corpus, StandardLibrary
 
 __all__ = [
+    "Captioned",
     "Corpus",
     "Digits",
     "Folder",
@@ -20,6 +23,7 @@ __all__ = [
     "Items",
     "ListOfItems",
     "LitData",
+    "Manifest",
     "Mnist",
     "OnError",
     "Source",

@@ -26,11 +26,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from armm.datasets import builtin_folder
 from armm.errors import InputError, nearest
+from armm.evaluation import Score
 from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
 from armm.training.complaints import LOADER_DIED, explain, of_a_library, plain
 from armm.training.data import DataModule
+from armm.training.diagnostics import Diagnostics
 from armm.training.memory import keep_freed_memory
 from armm.training.module import GenerativeModule
 from armm.training.precision import AUTO, allow_auto, choose, several_processes
@@ -46,6 +48,7 @@ from armm.training.resuming import (
     take,
 )
 from armm.training.saving import Checkpointing, Checkpoints
+from armm.training.scoring import check_scores, score_run
 from armm.training.size import SIZES, with_size
 from armm.training.speed import FetchTimer, SpeedMonitor
 from armm.training.tokenizing import train_tokenizer, trains_tokenizer
@@ -60,6 +63,7 @@ DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
     "data.eval_batch_size": 2,
     "data.n_val": 2,
     "n_samples": 1,
+    "score_trials": 2,
 }
 
 
@@ -161,6 +165,12 @@ class TrainCLI(LightningCLI):
             help=f"Width, depth, heads, rates and batch at once: a number of layers, or {', '.join(SIZES)}.",
         )
         parser.add_argument("--n_samples", type=int, default=8, help="Samples logged at every validation; 0 for none.")
+        parser.add_argument(
+            "--scores", type=list[Score], default=[], help="What is computed at the end, and by armm evaluate."
+        )
+        parser.add_argument(
+            "--score_trials", type=int | None, default=None, help="At most so many trials a score; 0 leaves scores out."
+        )
 
     def before_instantiate_classes(self) -> None:
         wanted = self.config["run_dir"]
@@ -200,7 +210,7 @@ class TrainCLI(LightningCLI):
             ]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)
         given = trainer["callbacks"] or []
-        own: list[L.Callback] = [speed, self.recorder]
+        own: list[L.Callback] = [speed, Diagnostics(), self.recorder]
         if self.config["n_samples"]:
             own.append(SampleLogger(self.config["n_samples"]))
         if trainer["enable_progress_bar"] is not False:
@@ -323,6 +333,7 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     keep_freed_memory()
     cli = TrainCLI(name, ["--config", str(recipe), *arguments], resumed)
     cli.model.prepare(cli.datamodule)
+    check_scores(cli.config_init["scores"], cli.model.model)
     with keep_only_runs(cli.run_dir), pointing_at(cli.run_dir), in_one_line(recipe):
         cli.save_config()
         began = time.perf_counter()
@@ -336,6 +347,8 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
             if cli.recorder.validated_at != cli.trainer.global_step:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
             cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+            if cli.trainer.is_global_zero:
+                score_run(cli.run_dir, cli.config_init["scores"], cli.datamodule, cli.config["score_trials"])
         except SystemExit:  # how the Trainer ends on Ctrl-C
             if not cli.recorder.interrupted:
                 raise

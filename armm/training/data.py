@@ -16,17 +16,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from armm.datasets import Items, Source, Splits
-from armm.datasets.files import FileItems
+from armm.datasets.documents import Documents
+from armm.datasets.source import spread
 from armm.errors import InputError, nearest
 from armm.grammar import Grammar
 from armm.modality import Modality
-from armm.sequence import Batch, Document, Segment
+from armm.sequence import Batch, Document
 from armm.training.order import Drawn, Slots, StatelessBatches
 from armm.training.position import Position
 from armm.windows import is_open_ended, room, windows
 
-KEPT_SYMBOLS = 1 << 26  # symbols of a split that are kept encoded, half a gigabyte
 READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
+SHOWN = 100  # names of what was left out
 SAMPLE = 64  # documents that are read to tell lengths from sizes
 
 Counts = dict[str, tuple[int, int]]
@@ -34,53 +35,6 @@ Counts = dict[str, tuple[int, int]]
 
 STRUCTURE = "structure"
 """Where the bits of control symbols, headers and end decisions are counted; they are per document."""
-
-
-class Documents:
-    """A split as documents of a model.
-
-    Args:
-        conditions: modalities that are given, never scored.
-    """
-
-    def __init__(self, items: Items, grammar: Grammar, conditions: Sequence[str]) -> None:
-        self.items, self.grammar, self.conditions = items, grammar, set(conditions)
-        self._kept: dict[int, Document] | None = None if items.varies or items.encoded else {}
-        self._room = KEPT_SYMBOLS
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def document(self, index: int, draw: int) -> Document:
-        """Document `index`; items that are the same at every draw are encoded once.
-
-        Raises InputError: the data does not fit the model.
-        """
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        try:
-            document = self._encode(self.items.item(index, draw))
-        except InputError as error:
-            path = self.items.path(index) if isinstance(self.items, FileItems) else None
-            if path is None or str(error).startswith(str(path)):
-                raise
-            raise InputError(f"{path}: {error}") from error
-        n_symbols = sum(segment.length for segment in document)
-        if self._kept is not None and n_symbols <= self._room:
-            self._kept[index] = document
-            self._room -= n_symbols
-        return document
-
-    def _encode(self, item: Mapping[str, Any]) -> Document:
-        names = self.grammar.layout or list(item)
-        document = []
-        for name in names:
-            if name not in item:
-                raise InputError(f"the data has no {name!r}, it has {', '.join(item)}; change the layout or the data")
-            raw = item[name]
-            segment = raw if isinstance(raw, Segment) else self.grammar.modalities[name].encode(raw)
-            document.append(segment.as_condition() if name in self.conditions else segment)
-        return document
 
 
 def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> Document:
@@ -92,6 +46,11 @@ def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> D
             generator = np.random.default_rng([draw, at])
             cropped[at] = segment.window(int(generator.integers(0, segment.n_units - limit + 1)), limit)
     return cropped
+
+
+def conditions_of(document: Document) -> Document:
+    """The segments that a document begins with and that are given."""
+    return list(takewhile(lambda segment: segment.n_given >= max(segment.n_units, 1), document))
 
 
 def count(documents: Sequence[Document], modalities: Mapping[str, Modality]) -> Counts:
@@ -116,11 +75,6 @@ def _sizes(items: Items, block: int) -> np.ndarray:
     return sizes
 
 
-def spread(n: int, at_most: int | None) -> list[int]:
-    """Numbers below n, evenly spread; all of them where that is not too many."""
-    return np.linspace(0, n - 1, n if at_most is None else min(n, at_most), dtype=int).tolist()
-
-
 class TrainingSet(Dataset[Document]):
     """Documents by (item, draw), cropped at random, some of them without their conditions."""
 
@@ -131,7 +85,7 @@ class TrainingSet(Dataset[Document]):
         index, draw = key
         document = self.documents.document(index, draw)
         if self.drop_conditions and np.random.default_rng([draw, 1]).random() < self.drop_conditions:
-            given = sum(1 for _ in takewhile(lambda s: s.modality in self.documents.conditions, document))
+            given = len(conditions_of(document))
             document = self.documents.grammar.without_conditions(document, given)
         return crop(document, self.documents.grammar, self.size, draw)
 
@@ -149,6 +103,8 @@ class DataModule(L.LightningDataModule):
         conditions: modalities that are given, not scored: a label in `[label, image]`.
         drop_conditions: share of the training documents that are seen without the conditions they begin with; 0.1 for
             classifier-free guidance (arXiv:2207.12598).
+        too_long: a document that is longer than the model's context is cut into windows (`split`), or ends the run with
+            its name (`refuse`).
         n_val: score at most so many documents or windows at each validation; all by default. The test is always whole.
         on_error: an unreadable file ends the run (`fail`), or is left out and counted (`skip`).
         num_workers: processes that load data; 0 loads in the main one.
@@ -166,6 +122,7 @@ class DataModule(L.LightningDataModule):
         conditions: list[str] | None = None,
         drop_conditions: float = 0.0,
         n_val: int | None = None,
+        too_long: Literal["split", "refuse"] = "split",
         on_error: Literal["fail", "skip"] = "fail",
         num_workers: int = 0,
         seed: int = 0,
@@ -184,7 +141,7 @@ class DataModule(L.LightningDataModule):
                 raise InputError(f"data.{key} is {value}, it must be at least {least}")
         if not 0 <= drop_conditions < 1:
             raise InputError(f"data.drop_conditions is {drop_conditions}, it must be at least 0 and less than 1")
-        if drop_conditions and not conditions:
+        if drop_conditions and not conditions and not source.marks_conditions:
             raise InputError("data.drop_conditions drops what data.conditions names, which is nothing; name some there")
         self.drop_conditions = drop_conditions
         self.source, self.path = source, Path(path) if path is not None else None
@@ -193,9 +150,11 @@ class DataModule(L.LightningDataModule):
         self.eval_window = 2 * crop if eval_window is None and crop is not None else eval_window
         self.conditions, self.n_val = conditions or [], n_val
         self.on_error: Literal["fail", "skip"] = on_error
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.too_long = num_workers, seed, too_long
         self.splits: Splits | None = None
         self.grammar: Grammar | None = None
+        self.n_left_out = 0
+        """Files and documents that cannot be used, with `on_error` "skip"."""
         self._position: Position | None = None  # where the next training loader begins
         self._order: Callable[[int, int], StatelessBatches] | None = None
 
@@ -208,8 +167,12 @@ class DataModule(L.LightningDataModule):
         """
         if self.splits is None:
             self.splits = self.source.load(modalities, self.path, self.on_error)
-            for path in self.splits.skipped:
-                print(f"left out {path}")
+            skipped = self.splits.skipped
+            self.n_left_out = len(skipped)
+            for name in skipped[:SHOWN]:
+                print(f"left out {name}")
+            if len(skipped) > 1:
+                print(f"left out {len(skipped)} in all")
         train, fitted = self.splits.train, dict(self.splits.fitted)
         for name, modality in modalities.items():
             if name not in fitted:
@@ -231,9 +194,9 @@ class DataModule(L.LightningDataModule):
         if set(self.conditions) >= set(grammar.layout or grammar.names):
             raise InputError(f"data.conditions names {', '.join(self.conditions)}, so nothing is left to learn")
         self.grammar = grammar
-        self.train = Documents(self._split("train"), grammar, self.conditions)
-        self.val = Documents(self._split("val"), grammar, self.conditions)
-        self.test = Documents(self._split("test"), grammar, self.conditions)
+        self.train = Documents(self._split("train"), grammar, self.conditions, self.too_long == "refuse")
+        self.val = Documents(self._split("val"), grammar, self.conditions, self.too_long == "refuse")
+        self.test = Documents(self._split("test"), grammar, self.conditions, self.too_long == "refuse")
         # what does not fit shows now, before a run has a folder
         grammar.check(crop(self.train.document(0, 0), grammar, self.crop, 0))
         self._pieces: dict[str, Sequence[Document]] = {}
@@ -288,9 +251,8 @@ class DataModule(L.LightningDataModule):
             order.begin(epoch, 0)
             for batch in batches:
                 keys += order.batch(batch)
-        items = self.train.items
-        files = items if isinstance(items, FileItems) else None
-        return [{"item": i, "draw": draw, **({"file": str(files.path(i))} if files else {})} for i, draw in keys]
+        names = {i: self.train.items.where(i) for i, _ in keys}
+        return [{"item": i, "draw": draw, **({"file": names[i]} if names[i] else {})} for i, draw in keys]
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data, and what must be as it was for the same batches to follow."""
@@ -373,12 +335,21 @@ class DataModule(L.LightningDataModule):
 
     def _scored(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
+        # the loader takes any sequence
+        pieces: Dataset[Document] = self._scored_pieces(split)  # type: ignore[assignment]
+        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))
+
+    def _scored_pieces(self, split: Literal["val", "test"]) -> Sequence[Document]:
         if split not in self._pieces:  # too many to read before they are needed
             documents, at_most = (self.val, self.n_val) if split == "val" else (self.test, None)
             self._pieces[split] = Windows(documents, self.eval_window, at_most, self._is_ragged())
-        # the loader takes any sequence
-        pieces: Dataset[Document] = self._pieces[split]  # type: ignore[assignment]
-        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))
+        return self._pieces[split]
+
+    def validation_documents(self, n: int) -> list[Document]:
+        """Some of what validation scores, evenly spread."""
+        assert self.grammar is not None, "attach comes first"
+        pieces = self._scored_pieces("val")
+        return [pieces[i] for i in spread(len(pieces), n)]
 
     def _windows(self, documents: Documents, at_most: int | None) -> list[Document]:
         """Every unit once, or some windows; documents of like length together."""

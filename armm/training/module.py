@@ -81,6 +81,8 @@ class GenerativeModule(L.LightningModule):
         self.compile_step = compile
         self._compiled: Callable[..., LogProbs] | None = None
         self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
+        self.diagnostics: dict[str, dict[str, Any]] = {}
+        """What the latest validation says beside bits (armm/training/diagnostics.py)."""
         self.validation_bits = math.inf
         """All bits of the latest validation, structure included: what the best checkpoint has least of."""
         self.guard, self.step_guard = guard, StepGuard(guard, select=False)
@@ -203,7 +205,7 @@ class GenerativeModule(L.LightningModule):
             self.log("train/nats", mean, prog_bar=True, batch_size=batch.n_rows)  # 1 ms, where small steps take 30
         # the sum, here; `on_before_optimizer_step` divides by the count of the whole step. The factor undoes the
         # Trainer's division by the number of accumulated batches. Embedders of absent modalities join at weight 0.
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 or batch.unscored:
             total = total + 0.0 * sum(parameter.sum() for parameter in self.idle_parameters(batch))
         return (total + self.penalty(batch, nats)) * self.trainer.accumulate_grad_batches
 
@@ -212,7 +214,8 @@ class GenerativeModule(L.LightningModule):
         if self.compile_step and self._compiled is None:
             self._compiled = torch.compile(self.model.log_prob)
         read = corrupted(self.corruption, batch, self.model) if self.corruption else None
-        return (self._compiled or self.model.log_prob)(batch, normalisers=self.optimization.z_loss > 0, read=read)
+        log_prob = self._compiled or self.model.log_prob
+        return log_prob(batch, only_scored=True, normalisers=self.optimization.z_loss > 0, read=read)
 
     def penalty(self, batch: Batch, nats: LogProbs) -> Tensor:
         """z-loss, summed like the nats; it is in no reported number."""
@@ -227,7 +230,7 @@ class GenerativeModule(L.LightningModule):
         model = self.model
         owners = (model.embedders, model.heads, model.values)
         owners += (model.decisions, model.header_logits, model.header_embeddings)
-        absent = [name for name in model.modalities if name not in batch.segments]
+        absent = [name for name in model.modalities if name not in batch.segments or name in batch.unscored]
         parts = [owner[name] for owner in owners for name in absent if name in owner]
         return [parameter for part in parts for parameter in part.parameters()]
 
@@ -315,7 +318,7 @@ class GenerativeModule(L.LightningModule):
     def _score(self, data: tuple[Batch, Counts]) -> None:
         batch, counts = data
         with torch.autocast(self.device.type, enabled=False):  # bits are always those of float32
-            nats = self.model.log_prob(batch)
+            nats = self.model.log_prob(batch, only_scored=True)
         for name, segment in batch.segments.items():
             n_bits, n_nats = counts.get(name, (0, 0))
             total = -float((nats.payload[name] * segment.weights[..., None]).double().sum())
@@ -380,6 +383,7 @@ class GenerativeModule(L.LightningModule):
             "noise_seed": self._noise_seed,
             "guard": self.step_guard.state_dict(),
             "metrics": self.metrics,
+            "diagnostics": self.diagnostics,
             "skipped_steps": self.skipped_steps,
             "optimization": repr(self.optimization),
         }
@@ -390,3 +394,4 @@ class GenerativeModule(L.LightningModule):
         self._noise_seed, self._optimised_with = own["noise_seed"], own["optimization"]
         self.step_guard.load_state_dict(own["guard"])
         self.metrics, self.skipped_steps = own["metrics"], own["skipped_steps"]
+        self.diagnostics = own.get("diagnostics", {})

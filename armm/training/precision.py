@@ -77,7 +77,7 @@ def measure(module: GenerativeModule, data: DataModule, device: str) -> dict[Pre
                 for name, own in times.items():
                     begin = perf_counter()
                     with torch.autocast(device, torch.bfloat16, enabled=name == "bf16-mixed"):
-                        total, _ = module.loss_sum(batch, model.log_prob(batch))
+                        total, _ = module.loss_sum(batch, model.log_prob(batch, only_scored=True))
                     if total.requires_grad:
                         total.backward()
                     if device == "cuda":

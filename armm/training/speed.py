@@ -216,7 +216,7 @@ def flops_per_unit(module: GenerativeModule, batch: Batch) -> float:
     with unchanged_training_mode(module), torch.no_grad(), torch.random.fork_rng():
         counter = FlopCounterMode(display=False, custom_mapping={FLASH_ON_CPU: flash_flops})
         with counter:
-            model.log_prob(batch)
+            model.log_prob(batch, only_scored=True)
     n_units = sum(int(segment.n_units.sum()) for segment in batch.segments.values())
     return BACKWARD * counter.get_total_flops() / max(n_units, 1)
 
