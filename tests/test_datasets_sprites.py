@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from armm.datasets import Sprites
+from armm.datasets.codecs import codec_bits
 from armm.datasets.sprites import FlippedItems
 from armm.errors import InputError
 from armm.modalities import Audio, Image, Label
@@ -58,3 +59,18 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         Sprites(made=3).load(IMAGE, None, "fail")
     with pytest.raises(InputError, match=r"reads \.png files"):
         Sprites().load({"audio": Audio()}, None, "fail")
+
+
+def test_codecs_take_the_bits_of_their_files() -> None:
+    """One colour takes next to nothing, noise takes more than 8 bits, and a palette helps where there are few."""
+    rng = np.random.default_rng(0)
+    flat = codec_bits([np.full((32, 32, 3), 7, dtype=np.uint8)])
+    noise = codec_bits([rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)])
+    few = codec_bits(
+        [np.array([[9, 80, 200], [30, 250, 3], [77, 7, 150]])[rng.integers(0, 3, (32, 32))].astype(np.uint8)]
+    )
+    assert set(flat) == {"png", "png_palette", "webp"}
+    assert all(bits < 0.3 for bits in flat.values()) and all(8 <= bits < 9 for bits in noise.values())
+    assert few["png_palette"] < few["png"]
+    with pytest.raises(InputError, match="no pictures"):
+        codec_bits([])
