@@ -5,6 +5,7 @@ from armm.datasets.builtin import builtin_folder
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
 from armm.datasets.litdata import LitData
+from armm.datasets.music import Chorales
 from armm.datasets.shards import TokenShards
 from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
 from armm.datasets.speech import SpeechCommands, SpokenDigits, YesNo
@@ -12,6 +13,7 @@ from armm.datasets.synth import Synth
 from armm.datasets.texts import Corpus, StandardLibrary
 
 __all__ = [
+    "Chorales",
     "Corpus",
     "Digits",
     "Folder",

@@ -1,8 +1,10 @@
-"""Modalities: text, images, audio and labels as symbols; one file each."""
+"""Modalities: text, images, audio, labels, music, proteins and video as symbols; one file each."""
 
 from armm.modalities.audio import Audio
 from armm.modalities.image import Image
 from armm.modalities.label import Label
+from armm.modalities.midi import HOLD, REST, Piece
+from armm.modalities.music import Music
 from armm.modalities.text import Text
 
-__all__ = ["Audio", "Image", "Label", "Text"]
+__all__ = ["HOLD", "REST", "Audio", "Image", "Label", "Music", "Piece", "Text"]
