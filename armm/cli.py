@@ -1,4 +1,4 @@
-"""The command line: `armm prepare | train | generate | reproduce | score | bench | list | check-modality | demo`.
+"""The command line: `armm train | generate | score | evaluate | ...`; `COMMANDS` is all of it.
 
 A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit code 130.
 """
@@ -49,6 +49,12 @@ def score(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def evaluate(arguments: list[str]) -> int:
+    from armm.commands.evaluate import run
+
+    return run(arguments)
+
+
 def bench(arguments: list[str]) -> int:
     from armm.commands.bench import run
 
@@ -79,6 +85,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "generate": (generate, "sample from a trained model: armm generate RUN --n 16 --out samples/"),
     "reproduce": (reproduce, "make a sample again from what its file says, and compare: armm reproduce FILE"),
     "score": (score, "bits of files under a model: armm score RUN FILE..."),
+    "evaluate": (evaluate, "the scores that a run's recipe names, once more: armm evaluate RUN"),
     "bench": (bench, "how fast a model samples on this machine: armm bench RUN"),
     "list": (list_, "modalities, recipes and runs"),
     "check-modality": (check_modality, "run the library's laws on a modality: armm check-modality my_pkg.MyModality"),

@@ -145,6 +145,9 @@ class FileItems(Items):
         """The file of an item."""
         return self.files[int(self.which[index])]
 
+    def where(self, index: int) -> str:
+        return str(self.path(index))
+
     def names(self, folder: Path) -> list[str]:
         """The files' paths relative to a folder that they are in."""
         if isinstance(self.files, FileList) and self.files.folder == folder:

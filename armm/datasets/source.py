@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from armm.errors import InputError
 from armm.modality import Modality
 
 Item = dict[str, Any]
@@ -19,6 +20,24 @@ What a source has encoded already is there as an `armm.sequence.Segment`.
 """
 
 OnError = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One segment of a document, before it is encoded.
+
+    Attributes:
+        name: of its modality. raw: what that encodes, or a segment. given: it is a condition, not scored.
+    """
+
+    name: str
+    raw: Any
+    given: bool = False
+
+
+def spread(n: int, at_most: int | None) -> list[int]:
+    """Numbers below n, evenly spread; all of them where that is not too many."""
+    return np.linspace(0, n - 1, n if at_most is None else min(n, at_most), dtype=int).tolist()
 
 
 class Items(ABC):
@@ -38,6 +57,21 @@ class Items(ABC):
     @abstractmethod
     def item(self, index: int, draw: int) -> Item:
         """Item `index`. `draw` differs from epoch to epoch in training and is fixed in validation and test."""
+
+    def parts(self, index: int, draw: int, layout: Sequence[str] | None) -> list[Part]:
+        """Item `index` as a document: what the layout names, in its order; all of it where there is no layout.
+
+        Raises InputError: the item lacks something.
+        """
+        item = self.item(index, draw)
+        for name in layout or ():
+            if name not in item:
+                raise InputError(f"the data has no {name!r}, it has {', '.join(item)}; change the layout or the data")
+        return [Part(name, item[name]) for name in layout or item]
+
+    def where(self, index: int) -> str:
+        """What the user knows an item by, such as its file; empty where it has no name."""
+        return ""
 
     def values(self, name: str) -> Iterator[Any]:
         """What every item that has it has under this name, reading no more than that."""
@@ -73,19 +107,25 @@ class Splits:
     """Training, validation and test data.
 
     Attributes:
-        skipped: the unreadable files that were left out.
+        skipped: what was left out because it cannot be used, by name.
         fitted: by name, modalities with what they have learned already from this data; they learn nothing more.
     """
 
     train: Items
     val: Items
     test: Items
-    skipped: tuple[Path, ...] = ()
+    skipped: tuple[Path | str, ...] = ()
     fitted: Mapping[str, Modality] = field(default_factory=dict)
 
 
 class Source(ABC):
-    """Where data comes from, as a recipe names it: a frozen dataclass."""
+    """Where data comes from, as a recipe names it: a frozen dataclass.
+
+    Attributes:
+        marks_conditions: whether its items say themselves what of them is given.
+    """
+
+    marks_conditions: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:

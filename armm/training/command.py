@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from armm.datasets import builtin_folder
 from armm.errors import InputError, nearest
+from armm.evaluation import Score
 from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
@@ -44,6 +45,7 @@ from armm.training.resuming import (
     take,
 )
 from armm.training.saving import Checkpointing, Checkpoints
+from armm.training.scoring import check_scores, score_run
 
 RUNS = Path("runs")
 DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
@@ -55,6 +57,7 @@ DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
     "data.eval_batch_size": 2,
     "data.n_val": 2,
     "n_samples": 1,
+    "score_trials": 2,
 }
 
 
@@ -148,6 +151,12 @@ class TrainCLI(LightningCLI):
         )
         parser.add_class_arguments(Checkpointing, "checkpoints")
         parser.add_argument("--n_samples", type=int, default=8, help="Samples logged at every validation; 0 for none.")
+        parser.add_argument(
+            "--scores", type=list[Score], default=[], help="What is computed at the end, and by armm evaluate."
+        )
+        parser.add_argument(
+            "--score_trials", type=int | None, default=None, help="At most so many trials a score; 0 leaves scores out."
+        )
 
     def before_instantiate_classes(self) -> None:
         wanted = self.config["run_dir"]
@@ -296,6 +305,7 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     """Train, validate, test, report."""
     cli = TrainCLI(name, ["--config", str(recipe), *arguments], resumed)
     cli.model.prepare(cli.datamodule)
+    check_scores(cli.config_init["scores"], cli.model.model)
     with keep_only_runs(cli.run_dir), pointing_at(cli.run_dir), in_one_line(recipe):
         cli.save_config()
         began = time.perf_counter()
@@ -309,6 +319,8 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
             if cli.recorder.validated_at != cli.trainer.global_step:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
             cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+            if cli.trainer.is_global_zero:
+                score_run(cli.run_dir, cli.config_init["scores"], cli.datamodule, cli.config["score_trials"])
         except SystemExit:  # how the Trainer ends on Ctrl-C
             if not cli.recorder.interrupted:
                 raise

@@ -16,16 +16,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from armm.datasets import Items, Source, Splits
-from armm.datasets.files import FileItems
+from armm.datasets.documents import Documents
+from armm.datasets.source import spread
 from armm.errors import InputError, nearest
 from armm.grammar import Grammar
 from armm.modality import Modality
-from armm.sequence import Batch, Document, Segment
+from armm.sequence import Batch, Document
 from armm.training.order import Drawn, Slots, StatelessBatches
 from armm.training.position import Position
 from armm.windows import is_open_ended, room, windows
 
-KEPT_SYMBOLS = 1 << 26  # symbols of a split that are kept encoded, half a gigabyte
 READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
 SAMPLE = 64  # documents that are read to tell lengths from sizes
 
@@ -34,53 +34,6 @@ Counts = dict[str, tuple[int, int]]
 
 STRUCTURE = "structure"
 """Where the bits of control symbols, headers and end decisions are counted; they are per document."""
-
-
-class Documents:
-    """A split as documents of a model.
-
-    Args:
-        conditions: modalities that are given, never scored.
-    """
-
-    def __init__(self, items: Items, grammar: Grammar, conditions: Sequence[str]) -> None:
-        self.items, self.grammar, self.conditions = items, grammar, set(conditions)
-        self._kept: dict[int, Document] | None = None if items.varies or items.encoded else {}
-        self._room = KEPT_SYMBOLS
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def document(self, index: int, draw: int) -> Document:
-        """Document `index`; items that are the same at every draw are encoded once.
-
-        Raises InputError: the data does not fit the model.
-        """
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        try:
-            document = self._encode(self.items.item(index, draw))
-        except InputError as error:
-            path = self.items.path(index) if isinstance(self.items, FileItems) else None
-            if path is None or str(error).startswith(str(path)):
-                raise
-            raise InputError(f"{path}: {error}") from error
-        n_symbols = sum(segment.length for segment in document)
-        if self._kept is not None and n_symbols <= self._room:
-            self._kept[index] = document
-            self._room -= n_symbols
-        return document
-
-    def _encode(self, item: Mapping[str, Any]) -> Document:
-        names = self.grammar.layout or list(item)
-        document = []
-        for name in names:
-            if name not in item:
-                raise InputError(f"the data has no {name!r}, it has {', '.join(item)}; change the layout or the data")
-            raw = item[name]
-            segment = raw if isinstance(raw, Segment) else self.grammar.modalities[name].encode(raw)
-            document.append(segment.as_condition() if name in self.conditions else segment)
-        return document
 
 
 def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> Document:
@@ -114,11 +67,6 @@ def _sizes(items: Items, block: int) -> np.ndarray:
     sizes = items.sizes(block)
     assert sizes is not None, "sizes are known of all blocks or of none"
     return sizes
-
-
-def spread(n: int, at_most: int | None) -> list[int]:
-    """Numbers below n, evenly spread; all of them where that is not too many."""
-    return np.linspace(0, n - 1, n if at_most is None else min(n, at_most), dtype=int).tolist()
 
 
 class TrainingSet(Dataset[Document]):
@@ -288,9 +236,8 @@ class DataModule(L.LightningDataModule):
             order.begin(epoch, 0)
             for batch in batches:
                 keys += order.batch(batch)
-        items = self.train.items
-        files = items if isinstance(items, FileItems) else None
-        return [{"item": i, "draw": draw, **({"file": str(files.path(i))} if files else {})} for i, draw in keys]
+        names = {i: self.train.items.where(i) for i, _ in keys}
+        return [{"item": i, "draw": draw, **({"file": names[i]} if names[i] else {})} for i, draw in keys]
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data, and what must be as it was for the same batches to follow."""

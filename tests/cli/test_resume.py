@@ -20,6 +20,7 @@ from own_files import Run, everything_in, write_images
 from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
+import armm.datasets.documents
 import armm.datasets.files
 import armm.training.data
 from armm import bundle
@@ -394,7 +395,7 @@ def test_a_file_that_breaks_during_training(
     paths = sorted(folder.rglob("*.png"))
     contents = {path: path.read_bytes() for path in paths}
     monkeypatch.setattr(armm.datasets.files, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(armm.training.data, "KEPT_SYMBOLS", 0)
+    monkeypatch.setattr(armm.datasets.documents, "KEPT_SYMBOLS", 0)
     options = ("--data.path=data", "--trainer.enable_progress_bar=false", f"--data.num_workers={workers}")
     run(*new("whole", *options))
 
