@@ -1,11 +1,12 @@
 """Where data comes from: the user's folders, built-in sets, and sets that are downloaded or put in place."""
 
-from armm.datasets.baselines import bigram_bits, marginal_bits, unigram_bits
+from armm.datasets.baselines import bigram_bits, marginal_bits, trigram_bits, unigram_bits
 from armm.datasets.builtin import builtin_folder
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
 from armm.datasets.litdata import LitData
 from armm.datasets.music import Chorales
+from armm.datasets.proteins import Fasta
 from armm.datasets.shards import TokenShards
 from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
 from armm.datasets.speech import SpeechCommands, SpokenDigits, YesNo
@@ -16,6 +17,7 @@ __all__ = [
     "Chorales",
     "Corpus",
     "Digits",
+    "Fasta",
     "Folder",
     "Item",
     "Items",
@@ -35,5 +37,6 @@ __all__ = [
     "bigram_bits",
     "builtin_folder",
     "marginal_bits",
+    "trigram_bits",
     "unigram_bits",
 ]

@@ -162,18 +162,20 @@ def made_chorale(number: int) -> Piece:
 
 def _voicing(classes: Sequence[int], last: Sequence[int], rng: np.random.Generator) -> list[int]:
     """The root in the bass, every class somewhere above, each voice near where it was."""
-    chosen = [_nearest([classes[0]], last[3], LOW[3], HIGH[3], rng)]
+    chosen = [_nearest([classes[:1]], last[3], LOW[3], HIGH[3], rng)]
     missing = set(classes[1:])
     for voice in (2, 1, 0):
-        pitch = _nearest(sorted(missing) or classes, last[voice], max(LOW[voice], chosen[-1] + 1), HIGH[voice], rng)
+        wanted = [sorted(missing), classes, range(12)]
+        pitch = _nearest(wanted, last[voice], max(LOW[voice], chosen[-1] + 1), HIGH[voice], rng)
         missing.discard(pitch % 12)
         chosen.append(pitch)
     return chosen[::-1]
 
 
-def _nearest(classes: Sequence[int], last: int, low: int, high: int, rng: np.random.Generator) -> int:
-    pitches = [pitch for pitch in range(low, max(high, low + 11) + 1) if pitch % 12 in classes]
-    return min(pitches, key=lambda pitch: abs(pitch - last) + 2 * rng.random())
+def _nearest(wanted: Sequence[Sequence[int]], last: int, low: int, high: int, rng: np.random.Generator) -> int:
+    """A pitch near the last, of the first classes that have one within range."""
+    within = [[pitch for pitch in range(low, high + 1) if pitch % 12 in classes] for classes in wanted]
+    return min(next(pitches for pitches in within if pitches), key=lambda pitch: abs(pitch - last) + 2 * rng.random())
 
 
 def _pass(

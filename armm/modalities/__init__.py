@@ -5,6 +5,7 @@ from armm.modalities.image import Image
 from armm.modalities.label import Label
 from armm.modalities.midi import HOLD, REST, Piece
 from armm.modalities.music import Music
+from armm.modalities.protein import Protein
 from armm.modalities.text import Text
 
-__all__ = ["HOLD", "REST", "Audio", "Image", "Label", "Music", "Piece", "Text"]
+__all__ = ["HOLD", "REST", "Audio", "Image", "Label", "Music", "Piece", "Protein", "Text"]
