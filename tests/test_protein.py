@@ -130,7 +130,7 @@ def test_made_proteins_are_families() -> None:
     assert {residue for protein in proteins for residue in protein} <= set(BACKGROUND)
     letters = list("".join(proteins))
     np.random.default_rng(0).shuffle(letters)
-    assert n_blocks("".join(proteins)) < 0.9 * n_blocks("".join(letters))
+    assert n_blocks("".join(proteins)) < 0.95 * n_blocks("".join(letters))
 
 
 def n_blocks(residues: str, length: int = 5) -> int:
@@ -170,7 +170,7 @@ def test_scores_of_a_model() -> None:
     assert found["bits_per_residue"].n_trials == sum(len(splits.test.item(i, 0)["protein"]) for i in (0, 1))
     assert found["bits_per_residue"].value == pytest.approx(np.log2(26), abs=1)
     assert found["reversed_bits_per_residue"].value != found["bits_per_residue"].value
-    assert found["trigram_bits_per_residue"].value < 5 and found["unigram_bits_per_residue"].value < 5
+    assert 0 < found["trigram_bits_per_residue"].value < 6 and 0 < found["unigram_bits_per_residue"].value < 6
 
 
 def test_holes_are_filled_and_the_rest_is_kept() -> None:

@@ -5,6 +5,7 @@ from armm.datasets.builtin import builtin_folder
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
 from armm.datasets.litdata import LitData
+from armm.datasets.moving import MovingDigits
 from armm.datasets.music import Chorales
 from armm.datasets.proteins import Fasta
 from armm.datasets.shards import TokenShards
@@ -24,6 +25,7 @@ __all__ = [
     "ListOfItems",
     "LitData",
     "Mnist",
+    "MovingDigits",
     "OnError",
     "Source",
     "SpeechCommands",

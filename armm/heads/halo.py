@@ -40,25 +40,41 @@ class RowHalo(nn.Module):
     """For units that are whole rows: everything above is known, and one pass serves all rows.
 
     A (rows x 5) convolution over the rows above, then residual (2 x 3) convolutions that see the row above and the own
-    row of features, which know only rows above.
+    row of features, which know only rows above. In a clip a (5 x 5) convolution adds what stood around the same place
+    in each of the two frames before, which shows where things are and how they move.
     """
 
     def __init__(self, unit: Unit, channels: int, rows: int, n_layers: int) -> None:
         super().__init__()
         self.unit, self.rows = unit, rows
-        self.reach = rows + n_layers
+        self.around = min(2, unit.frame_rows - 1)  # rows below the own one in earlier frames, all of them known
+        self.reach = (2 * unit.frame_rows + 2 if unit.frame_rows else rows) + n_layers
         self.embed = PixelEmbedder(unit)
         self.enter = nn.Conv2d(self.embed.width, channels, (rows, 5), padding=(0, 2))
+        self.before = (
+            nn.Conv2d(2 * self.embed.width, channels, (3 + self.around, 5), padding=(0, 2)) if unit.frame_rows else None
+        )
         self.layers = nn.ModuleList(nn.Conv2d(channels, channels, (2, 3), padding=(0, 1)) for _ in range(n_layers))
 
     def _stack(self, pixels: Tensor, inside: Tensor) -> Tensor:
         """(S, U, W, C) pixels, (S, U) bool -> (S, U, W, Z); row u sees rows before u."""
         mask = inside[:, None, :, None]
         x = rearrange(self.embed(pixels, inside[..., None].expand(pixels.shape[:-1])), "s u w e -> s e u w")
-        x = self.enter(F.pad(x[:, :, :-1], (0, 0, self.rows, 0))) * mask
+        earlier = x
+        x = self.enter(F.pad(x[:, :, :-1], (0, 0, self.rows, 0)))
+        if self.before is not None:
+            frames = [self._earlier(earlier, n * self.unit.frame_rows) for n in (1, 2)]
+            x = x + self.before(torch.cat(frames, dim=1))
+        x = x * mask
         for layer in self.layers:
             x = (x + layer(F.pad(F.silu(x), (0, 0, 1, 0)))) * mask
         return rearrange(x, "s z u w -> s u w z")
+
+    def _earlier(self, x: Tensor, n: int) -> Tensor:
+        """(S, e, U, W) features -> those of n rows before each row, with 2 rows more above and `around` below."""
+        n_rows = x.shape[2]
+        above = F.pad(x[:, :, : max(n_rows - n + self.around, 0)], (0, 0, n + 2, 0))
+        return above[:, :, : n_rows + 2 + self.around]
 
     def forward(self, symbols: Tensor, header: Tensor) -> Tensor:
         """(S, U, K) symbols -> (S, U, P, Z) for every unit."""

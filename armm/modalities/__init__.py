@@ -7,5 +7,6 @@ from armm.modalities.midi import HOLD, REST, Piece
 from armm.modalities.music import Music
 from armm.modalities.protein import Protein
 from armm.modalities.text import Text
+from armm.modalities.video import Video
 
-__all__ = ["HOLD", "REST", "Audio", "Image", "Label", "Music", "Piece", "Protein", "Text"]
+__all__ = ["HOLD", "REST", "Audio", "Image", "Label", "Music", "Piece", "Protein", "Text", "Video"]
