@@ -1,11 +1,15 @@
 """Units into vectors: one table row for a token, small concatenated embeddings and one matrix for more symbols.
 
+Sound that is only listened to is told by its spectrum better than sample by sample: `SpectrumEmbedder`.
+
 Concatenated small embeddings, not their mean, keep what stands where. The extra row `vocab` of every
 table is "unknown".
 Axes: M units, K symbols, F header fields.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from einops import rearrange
@@ -66,3 +70,58 @@ class UnitEmbedder(nn.Module):
             n_columns = header[:, 1]
             vectors = vectors + self.row[index // n_columns] + self.column[index % n_columns]
         return vectors
+
+
+class SpectrumEmbedder(nn.Module):
+    """Frames of samples by their short-time power spectrum on the mel scale, two halves of a frame and its whole.
+
+    The scale is that of O'Shaughnessy (Speech Communication, 1987), `2595 log10(1 + f / 700)`, its triangles those of
+    Davis and Mermelstein (1980). Logarithms are of the energy plus a floor, so that silence is a number.
+
+    Args:
+        amplitudes: (V,) of the symbols. sample_rate: in Hz.
+        width: of the result. n_bands: of each window.
+    """
+
+    amplitudes: Tensor
+
+    def __init__(self, amplitudes: Tensor, symbols: int, sample_rate: int, width: int, n_bands: int = 24) -> None:
+        super().__init__()
+        self.register_buffer("amplitudes", torch.cat([amplitudes, amplitudes.new_zeros(1)]), persistent=False)
+        half = symbols // 2
+        self.spans = [(0, symbols), (0, half), (half, 2 * half)] if half >= 8 else [(0, symbols)]
+        for number, (first, last) in enumerate(self.spans):
+            window = torch.hann_window(last - first + 2, periodic=False)[1:-1] if last - first > 1 else torch.ones(1)
+            bands = mel_bands(last - first, sample_rate, n_bands)
+            self.register_buffer(f"window{number}", window, persistent=False)
+            self.register_buffer(f"bands{number}", bands, persistent=False)
+        self.norm = nn.LayerNorm(len(self.spans) * n_bands)
+        self.project = nn.Linear(len(self.spans) * n_bands, width)
+
+    def forward(self, symbols: Tensor, index: Tensor, header: Tensor) -> Tensor:
+        """(M, K) symbols -> (M, width)."""
+        samples = self.amplitudes[symbols].float()  # a Fourier transform has no lower precision
+        energies = []
+        for number, (first, last) in enumerate(self.spans):
+            window, bands = self.get_buffer(f"window{number}"), self.get_buffer(f"bands{number}")
+            spectrum = torch.fft.rfft(samples[:, first:last] * window.float())
+            energies.append((spectrum.real.square() + spectrum.imag.square()) @ bands.float())
+        features = torch.cat(energies, dim=1).add(FLOOR).log()
+        return self.project(self.norm(features.to(self.norm.weight.dtype)))
+
+
+FLOOR = 1e-4  # energy of a band, of samples in [-1, 1]; quiet speech is above it
+
+
+def mel_bands(n: int, sample_rate: int, n_bands: int) -> Tensor:
+    """(n // 2 + 1, n_bands) weights of the frequencies of a real Fourier transform of n samples, in triangles."""
+    top = 2595 * math.log10(1 + sample_rate / 2 / 700)
+    edges = 700 * (10 ** (torch.linspace(0, top, n_bands + 2) / 2595) - 1)
+    frequencies = torch.linspace(0, sample_rate / 2, n // 2 + 1)[:, None]
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
+    weights = torch.minimum(rising, falling).clamp(min=0)
+    # a band narrower than the step of frequencies takes the nearest of them
+    nearest = (frequencies - middle).abs().argmin(dim=0)
+    weights[nearest, torch.arange(n_bands)] = weights[nearest, torch.arange(n_bands)].clamp(min=1e-3)
+    return weights / weights.sum(0, keepdim=True)

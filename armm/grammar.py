@@ -292,6 +292,10 @@ class Grammar:
             return document[given:]
         return [s.as_unknown(self.modalities[s.modality].vocab) for s in document[:given]] + document[given:]
 
+    def fits(self, document: Document) -> bool:
+        """Whether the context has room for a document and something after it."""
+        return self.context is None or self.n_units(document) < self.context
+
     def n_units(self, document: Document) -> int:
         """Positions that a document takes, control and header units included."""
         total = 1 if self.layout is None else 0
@@ -382,7 +386,10 @@ class Grammar:
             lengths.append(position)
         segments = {name: self._stack(name, placed[name]) for name in self.names if name in placed}
         controls = torch.tensor(control, dtype=torch.int64).view(-1, 3)
-        return Batch(torch.tensor(lengths), segments, controls[:, 0], controls[:, 1], controls[:, 2])
+        unscored = frozenset(
+            name for name, own in placed.items() if all(s.n_given >= self._payload_units(s) for _, _, s in own)
+        )
+        return Batch(torch.tensor(lengths), segments, controls[:, 0], controls[:, 1], controls[:, 2], unscored=unscored)
 
     def _stack(self, name: str, placed: list[tuple[int, int, Segment]]) -> SegmentBatch:
         modality = self.modalities[name]

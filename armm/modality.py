@@ -94,8 +94,13 @@ class Modality(ABC):
         return self.encode(raw)
 
     def parse(self, text: str) -> Any:
-        """Raw data from a command line argument: a file's path here; a text or a number where that makes sense."""
-        return self.load(Path(text))
+        """Raw data from a command line argument: a file's path where files are read, otherwise the data itself."""
+        return self.load(Path(text)) if self.suffixes else text
+
+    @property
+    def is_named_by_path(self) -> bool:
+        """Whether its data is given as the path of a file, in arguments and in manifests, rather than as itself."""
+        return bool(self.suffixes) and type(self).parse is Modality.parse
 
     def load(self, path: Path) -> Any:
         """Read raw data from a file.

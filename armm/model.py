@@ -199,13 +199,21 @@ class AutoregressiveModel(nn.Module):
         coded = [modality.coded_header(tuple(header)) for header in segment.header.tolist()]
         return torch.tensor(coded, dtype=torch.int64, device=segment.header.device)
 
-    def log_prob(self, batch: Batch) -> LogProbs:
-        """Nats of every symbol of a batch, 0 where there is no symbol."""
-        contexts = self.contexts(batch).flatten(0, 1)
+    def log_prob(self, batch: Batch, contexts: Tensor | None = None, only_scored: bool = False) -> LogProbs:
+        """Nats of every symbol of a batch, 0 where there is no symbol.
+
+        Args:
+            contexts: (B, N, D) other ones than the backbone's, to see what these are worth.
+            only_scored: nothing is computed for modalities that are only given here; their nats are 0.
+        """
+        contexts = (self.contexts(batch) if contexts is None else contexts).flatten(0, 1)
         n = batch.n_positions
         payload, decisions, headers = {}, {}, {}
         for name, segment in batch.segments.items():
             present = segment.present()
+            if only_scored and name in batch.unscored:
+                payload[name] = torch.zeros_like(segment.symbols, dtype=contexts.dtype)
+                continue
             number = torch.arange(present.shape[1], device=present.device)
             where = (segment.rows * n + segment.starts)[:, None] + number.clamp(max=n - 1)
             context = contexts[where.clamp(max=len(contexts) - 1)]

@@ -127,6 +127,7 @@ class Batch:
         segments: the payload by modality name.
         control_rows, control_positions, control_values: (M,) each: the control units and the index of what they say.
         longest: the largest length, where it is known without asking a device.
+        unscored: modalities of which all segments are given whole.
     """
 
     lengths: Tensor
@@ -135,6 +136,7 @@ class Batch:
     control_positions: Tensor
     control_values: Tensor
     longest: int | None = None
+    unscored: frozenset[str] = frozenset()
 
     @property
     def n_rows(self) -> int:
@@ -163,4 +165,5 @@ class Batch:
             move(self.control_positions),
             move(self.control_values),
             self.n_positions,
+            self.unscored,
         )

@@ -52,8 +52,9 @@ def parser() -> OptionParser:
         default=[],
         metavar="[NAME=]VALUE",
         help="a text, a label, the file of an image's top rows or of a clip's first seconds; NAME where the model has "
-        "several modalities; repeat for several segments",
+        'several modalities; repeat for several segments, or write them as JSON: \'[{"text": "seven"}]\'',
     )
+    g.add_argument("--then", metavar="NAMES", help="the prompt is whole; what follows, such as audio or image,text")
     g.add_argument("--prompts", type=Path, metavar="FILE", help="one text prompt a line, each after what --prompt says")
     g.add_argument("--mask", type=Path, metavar="PNG", help="sample the pixels of the prompt that are black in it")
     g.add_argument("--prompt-complete", action="store_true", help="the last prompt is whole; something else follows it")
@@ -292,14 +293,12 @@ def write(model: AutoregressiveModel, sample: Sample, folder: Path, stem: str, o
     Raises InputError: the files cannot be written.
     """
     parts = list(zip(sample.document, sample.decoded, strict=True))
-    several = sum(model.modalities[segment.modality].suffixes != () for segment, _ in parts) > 1
+    written = with_files(model, sample)
     paths: dict[int, Path] = {}
-    for number, (segment, _) in enumerate(parts):
-        modality = model.modalities[segment.modality]
-        if len(parts) > 1 and not modality.suffixes:
-            continue  # a label beside an image has no file of its own
-        middle = f"-{number}-{segment.modality}" if several else ""
-        paths[number] = folder / f"{stem}{middle}{modality.suffix}"
+    for number in written:
+        name = parts[number][0].modality
+        middle = f"-{number}-{name}" if len(written) > 1 else ""
+        paths[number] = folder / f"{stem}{middle}{model.modalities[name].suffix}"
     files = tuple(path.name for path in paths.values())
     for number, path in paths.items():
         segment, raw = parts[number]
@@ -308,7 +307,21 @@ def write(model: AutoregressiveModel, sample: Sample, folder: Path, stem: str, o
         for view in modality.views:
             write_whole(path.with_suffix(view), partial(modality.save, raw))
         write_with_origin(path, partial(modality.save, raw), own)
-    return [(segment.modality, raw) for segment, raw in parts if model.modalities[segment.modality].suffixes]
+    return [(parts[number][0].modality, parts[number][1]) for number in written]
+
+
+def with_files(model: AutoregressiveModel, sample: Sample) -> list[int]:
+    """The numbers of the segments that are worth a file.
+
+    Those whose modality reads files; of the others those that were made, but for a label where more was made.
+    """
+    prompt = model.grammar.parse(sample.symbols[: sample.n_prompt])
+    numbered = list(enumerate(sample.document))
+    made = [i for i, s in numbered if i >= len(prompt) or (i == len(prompt) - 1 and s.length > prompt[i].length)]
+    is_label = {i: not model.modalities[s.modality].ended and s.n_units <= 1 for i, s in numbered}
+    reads = [i for i, s in numbered if model.modalities[s.modality].suffixes]
+    found = sorted({*reads, *(i for i in made if not is_label[i])})
+    return found if set(found) & set(made) or not made else sorted({*found, *made})
 
 
 def show(model: AutoregressiveModel, shown: Sequence[tuple[str, Any]], folder: Path) -> None:

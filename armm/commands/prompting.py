@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from armm.datasets.segments import parse_document
 from armm.errors import InputError, nearest
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
@@ -70,12 +73,16 @@ def parse_prompts(model: AutoregressiveModel, arguments: Sequence[str], option: 
 
 
 def parse_given(model: AutoregressiveModel, arguments: Sequence[str], option: str) -> tuple[Given, ...]:
-    """The modality and the value of arguments.
+    """The modality and the value of arguments: each a segment, or a list of segments as JSON.
 
     Raises InputError: an unknown name, or a missing one.
     """
     given, known = [], list(model.modalities)
     for argument in arguments:
+        if is_document(argument, known):
+            with about_file(f"{option} {argument[:60]}"):
+                given += [_given(model, own.name, own.value) for own in parse_document(argument, model.modalities)]
+            continue
         name, separator, value = argument.partition("=")
         if not separator or name not in model.modalities:
             if len(known) > 1:
@@ -84,8 +91,22 @@ def parse_given(model: AutoregressiveModel, arguments: Sequence[str], option: st
                     f"{nearest(name, known) if separator else ''}"
                 )
             name, value = known[0], argument
-        given.append(Given(name, value, sha256(Path(value)) if is_file(model.modalities[name]) else ""))
+        given.append(_given(model, name, value))
     return tuple(given)
+
+
+def is_document(argument: str, known: Sequence[str]) -> bool:
+    """Whether an argument is a list of segments as JSON, `[{"text": "seven"}]`, rather than a text.
+
+    Where there is one modality, texts need no name: there it has to name that one.
+    """
+    beginning = re.match(r'\s*\[\s*\{\s*"(\w*)"\s*:', argument)
+    return beginning is not None and (len(known) > 1 or beginning[1] in known)
+
+
+def _given(model: AutoregressiveModel, name: str, value: Any) -> Given:
+    value = value if isinstance(value, str) else json.dumps(value)
+    return Given(name, value, sha256(Path(value)) if model.modalities[name].is_named_by_path else "")
 
 
 def parse_lines(model: AutoregressiveModel, path: Path) -> list[Given]:
@@ -121,7 +142,7 @@ def read(model: AutoregressiveModel, prompt: Prompt, option: str, open_end: bool
             raise InputError(f"{option} names {own.name!r}; the modalities are {_list(model)}")
         modality = model.modalities[own.name]
         last = number == len(prompt.given) - 1
-        with about_file(own.value if is_file(modality) else f"{option} {own.name}={own.value[:60]}"):
+        with about_file(own.value if modality.is_named_by_path else f"{option} {own.name}={own.value[:60]}"):
             raw = modality.parse(own.value)
             continues = open_end and last and prompt.mask is None
             segment = modality.encode_prompt(raw) if continues else modality.encode(raw)
@@ -129,11 +150,6 @@ def read(model: AutoregressiveModel, prompt: Prompt, option: str, open_end: bool
             segment = masked(modality, raw, Path(prompt.mask.value))
         document.append(segment)
     return document
-
-
-def is_file(modality: Modality) -> bool:
-    """Whether a prompt of this modality is a file, rather than what was typed."""
-    return type(modality).parse is Modality.parse
 
 
 def text_name(model: AutoregressiveModel, option: str) -> str:

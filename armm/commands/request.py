@@ -166,6 +166,7 @@ def add_filter_options(p: argparse.ArgumentParser) -> None:
 
 def parse_request(model: AutoregressiveModel, options: argparse.Namespace, default_length: int) -> Request:
     """What the options of `armm generate` ask for; so many symbols where documents have no end of their own."""
+    plan, complete = planned(model, options)
     limit = options.max_symbols
     if limit is None and not ends_by_itself(model):
         limit = default_length
@@ -184,12 +185,37 @@ def parse_request(model: AutoregressiveModel, options: argparse.Namespace, defau
         json_schema=None if options.json_schema is None else read_schema(options.json_schema),
         guidance=options.guidance,
         without=parse_given(model, options.without, "--without"),
-        prompt_complete=options.prompt_complete,
-        plan=None if options.plan is None else tuple(options.plan.split(",")),
+        prompt_complete=complete,
+        plan=plan,
         max_symbols=limit,
         weights=options.weights,
         exact=not options.approximate,
     )
+
+
+def planned(model: AutoregressiveModel, options: argparse.Namespace) -> tuple[tuple[str, ...] | None, bool]:
+    """The modalities that documents shall have, where that is asked for, and whether the prompt's last one is whole.
+
+    Raises InputError: --then with --plan, of an unknown modality, or against the model's layout.
+    """
+    if options.then is None:
+        return None if options.plan is None else tuple(options.plan.split(",")), options.prompt_complete
+    if options.plan is not None:
+        raise InputError("--then says what follows the prompt, --plan what the whole document is; give one of them")
+    begun = [given.name for given in parse_given(model, options.prompt, "--prompt")]
+    begun += [text_name(model, "--prompts")] if options.prompts is not None else []
+    then, known, layout = options.then.split(","), list(model.modalities), model.grammar.layout
+    for name in then:
+        if name not in known:
+            raise InputError(f"--then names {name!r}; the modalities are {', '.join(known)}{nearest(name, known)}")
+    if layout is None:
+        return (*begun, *then), bool(begun)
+    if [*begun, *then] != layout:
+        raise InputError(
+            f"--then {options.then}: after {', '.join(begun) or 'no prompt'} that makes {', '.join([*begun, *then])}, "
+            f"this model's documents are {', '.join(layout)}"
+        )
+    return None, bool(begun)
 
 
 def read_schema(argument: str) -> str:

@@ -2,9 +2,11 @@
 
 from armm.datasets.baselines import bigram_bits, marginal_bits, trigram_bits, unigram_bits
 from armm.datasets.builtin import builtin_folder
+from armm.datasets.captioned import Captioned
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
 from armm.datasets.litdata import LitData
+from armm.datasets.manifest import Manifest
 from armm.datasets.moving import MovingDigits
 from armm.datasets.music import Chorales
 from armm.datasets.proteins import Fasta
@@ -15,6 +17,7 @@ from armm.datasets.synth import Synth
 from armm.datasets.texts import Corpus, StandardLibrary
 
 __all__ = [
+    "Captioned",
     "Chorales",
     "Corpus",
     "Digits",
@@ -24,6 +27,7 @@ __all__ = [
     "Items",
     "ListOfItems",
     "LitData",
+    "Manifest",
     "Mnist",
     "MovingDigits",
     "OnError",

@@ -167,7 +167,7 @@ class FileItems(Items):
             path = self.path((index + step) % len(self))
             try:
                 raw = self.modality.load(path)
-                value = self.modality.encode(raw) if _is_fitted(self.modality) else raw
+                value = self.modality.encode(raw) if is_fitted(self.modality) else raw
                 return {self.name: value, **self.extra(path)}
             except InputError as error:
                 print(f"left out {path}: {error}", file=sys.stderr)
@@ -216,7 +216,7 @@ def read_files(
     kept: dict[int, Any] = {}
     bad: list[int] = []
     n_bytes, last_error = 0, None
-    can_encode = _is_fitted(modality)
+    can_encode = is_fitted(modality)
     known = len(paths) <= READ_FIRST
     tried = range(len(paths)) if known else np.linspace(0, len(paths) - 1, SAMPLE, dtype=int).tolist()
     for number in tried:
@@ -241,7 +241,7 @@ def read_files(
     return FileItems(name, modality, paths, which, kept, extra, known, on_error), tuple(paths[i] for i in bad)
 
 
-def _is_fitted(modality: Modality) -> bool:
+def is_fitted(modality: Modality) -> bool:
     """Whether it can encode yet; a vocabulary may still have to be learned from the data."""
     try:
         return modality.vocab > 0

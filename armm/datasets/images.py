@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,6 +51,31 @@ class ArrayItems(Items):
 
 
 @dataclass(frozen=True, eq=False)
+class ShiftedItems(Items):
+    """Images moved by some pixels at every draw, up and down, left and right; what comes in is 0.
+
+    Attributes:
+        items: the images. shift: at most so many pixels.
+    """
+
+    items: ArrayItems
+    shift: int
+
+    varies = True
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def item(self, index: int, draw: int) -> Item:
+        item, name, by = self.items.item(index, draw), self.items.name, self.shift
+        rng = np.random.default_rng((index, draw & 0xFFFFFFFF))  # a seed has no sign
+        down, right = (int(by - step) for step in rng.integers(-by, by + 1, 2))
+        height, width = item[name].shape[:2]
+        padded = np.pad(item[name], [(by, by), (by, by), *[(0, 0)] * (item[name].ndim - 2)])
+        return {**item, name: padded[down : down + height, right : right + width]}
+
+
+@dataclass(frozen=True, eq=False)
 class BinarisedItems(Items):
     """Grey images whose pixels are 1 with the probability of their grey, anew at every draw.
 
@@ -68,7 +93,7 @@ class BinarisedItems(Items):
     labels: np.ndarray
     split: int
 
-    varies: ClassVar[bool] = True
+    varies = True
 
     def __len__(self) -> int:
         return len(self.greys)
@@ -86,7 +111,12 @@ class Digits(Source):
 
     They are put in the order of `numpy.random.default_rng(0).permutation(1797)`: the first 1,350 are to train on, the
     next 150 for validation and the last 297 for the test. With a path: your own data.
+
+    Args:
+        shift: training images are moved by at most so many pixels, anew at every visit.
     """
+
+    shift: int = 0
 
     def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
         if path is not None:
@@ -104,7 +134,9 @@ class Digits(Source):
         cuts = [DIGITS_TRAIN, DIGITS_TRAIN + DIGITS_VAL]
         parts = zip(np.split(images, cuts), np.split(labels, cuts), strict=True)
         train, val, test = (ArrayItems(name, *part) for part in parts)
-        return Splits(train, val, test)
+        if not 0 <= self.shift < min(image.size or (1, 1)):
+            raise InputError(f"data.source.shift is {self.shift}; expected 0 or more, and fewer than the image has")
+        return Splits(ShiftedItems(train, self.shift) if self.shift else train, val, test)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Items(ABC):
         encoded: whether items are read as segments, so that nothing is gained by keeping them in memory.
     """
 
-    varies: ClassVar[bool] = False
+    varies: bool = False
     encoded: ClassVar[bool] = False
 
     @abstractmethod

@@ -32,7 +32,12 @@ class SpokenDigits(Source):
     In the folder of the path, or `data/fsdd` under the current folder, or `recordings` inside it. Of each digit and
     speaker, the recordings 0 to 4 are the test (the data set's own rule), 5 to 7 for validation and the others to train
     on. Items have the `label` (the digit) and the `speaker` (a name). If the path has no such files: your own data.
+
+    Args:
+        speakers: only these; none for all.
     """
+
+    speakers: tuple[str, ...] = ()
 
     def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
         folder = Path("data/fsdd") if path is None else existing(path)
@@ -44,6 +49,11 @@ class SpokenDigits(Source):
                 f"{folder.resolve()}: has no {{digit}}_{{speaker}}_{{index}}.wav; copy the folder recordings of "
                 f"{SPOKEN_DIGITS_URL} there, or name it by --data.path"
             )
+        known = sorted({_named(file)["speaker"] for file in files})
+        for speaker in self.speakers:
+            if speaker not in known:
+                raise InputError(f"data.source.speakers: {folder} has no {speaker!r}{nearest(speaker, known)}")
+        files = [file for file in files if not self.speakers or _named(file)["speaker"] in self.speakers]
         name, modality = reader(modalities, ".wav")
 
         def split(file: Path) -> int:

@@ -50,9 +50,10 @@ class Material:
         return min([there, *(limit for limit in (wanted, self.at_most) if limit is not None)])
 
     def items(self, split: Split = "test", n: int | None = None) -> list[Item]:
-        """Raw items, evenly spread over the split; at most n."""
+        """Raw items, evenly spread over the split; at most n. Of the training split, which judges learn from, n."""
         items = self._split(split)
-        return [items.item(i, i) for i in spread(len(items), self.n_trials(n, len(items)))]
+        n_items = n if split == "train" else self.n_trials(n, len(items))
+        return [items.item(i, i) for i in spread(len(items), n_items)]
 
     def documents(self, model: AutoregressiveModel, split: Split = "test", n: int | None = None) -> list[Document]:
         """The same items as documents of the model, what is given marked as such."""

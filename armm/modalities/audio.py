@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from armm.embedders import UnitEmbedder
+from armm.embedders import SpectrumEmbedder, UnitEmbedder
 from armm.errors import InputError
 from armm.heads import HeadConfig, Unit
 from armm.modalities.reading import one_line, read_bytes
@@ -45,6 +45,8 @@ class Audio(Modality):
         max_units: the longest clip, in frames; null for any length.
         normalise: `peak` scales every clip to a largest sample of 1. The gain is not coded: the bits are those of
             the scaled clip. `none` leaves clips as they are.
+        heard_as: what the backbone is told of a frame: its `samples`, or its `spectrum` on the mel scale, for sound
+            that is understood rather than made.
         head: the head; by default the causal convolution block.
         name: its name in a model.
     """
@@ -54,6 +56,7 @@ class Audio(Modality):
     levels: int = 256
     max_units: int | None = None
     normalise: Literal["none", "peak"] = "none"
+    heard_as: Literal["samples", "spectrum"] = "samples"
     head: HeadConfig | None = None
     name: str = "audio"
 
@@ -72,6 +75,8 @@ class Audio(Modality):
             raise InputError(f"{self.name}.levels is {self.levels}; expected 2 to 256")
         if self.normalise not in ("none", "peak"):
             raise InputError(f"{self.name}.normalise is {self.normalise!r}; expected none or peak")
+        if self.heard_as not in ("samples", "spectrum"):
+            raise InputError(f"{self.name}.heard_as is {self.heard_as!r}; expected samples or spectrum")
 
     @property
     def vocab(self) -> int:
@@ -86,7 +91,9 @@ class Audio(Modality):
         return Unit(vocab=self.levels, symbols=self.frame, continuous=True, values=self._values())
 
     def build_embedder(self, width: int) -> nn.Module:
-        """Of the samples' codes, companded values and amplitudes."""
+        """Of the samples' codes, companded values and amplitudes, or of their spectrum."""
+        if self.heard_as == "spectrum":
+            return SpectrumEmbedder(self._values()[:, 1], self.frame, self.sample_rate, width)
         return UnitEmbedder(self.levels, self.frame, width, SYMBOL_WIDTH, self._values())
 
     # ------------------------------------------------------------------ data

@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from importlib.metadata import version
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from armm.errors import InputError
 from armm.generation import generate
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
-from armm.training.data import DataModule
+from armm.training.data import DataModule, conditions_of
 from armm.training.module import GenerativeModule
 
 
@@ -110,6 +109,7 @@ class Recorder(L.Callback):
         """Write the bundle and the scores so far."""
         if not trainer.is_global_zero or not isinstance(module, GenerativeModule) or module.net is None:
             return
+        data = trainer.datamodule  # type: ignore[attr-defined]
         content = {
             "recipe": self.recipe,
             "seed": self.seed,
@@ -122,6 +122,8 @@ class Recorder(L.Callback):
                 "python": platform.python_version(),
             },
             **module.metrics,
+            **({"diagnostics": module.diagnostics} if module.diagnostics else {}),
+            **({"left_out": data.n_left_out} if isinstance(data, DataModule) and data.n_left_out else {}),
             **({"skipped_steps": module.skipped_steps} if module.skipped_steps else {}),
         }
         bundle.save(module.model, self.folder / "model", about=content)
@@ -168,11 +170,10 @@ def has_fixed_length(model: AutoregressiveModel) -> bool:
 
 def conditions(data: DataModule, n: int) -> list[Document] | None:
     """What some validation documents begin with that is given: prompts to sample after."""
-    if not data.conditions:
-        return None
     documents = [data.val.document(index, index) for index in range(min(n, len(data.val)))]
-    given = [list(takewhile(lambda segment: segment.modality in data.conditions, document)) for document in documents]
-    return given if any(given) else None
+    given = [conditions_of(document) for document in documents]
+    prompts = [own if data.val.grammar.fits(own) else [] for own in given]
+    return prompts if any(prompts) else None
 
 
 def log_samples(board: Any, model: AutoregressiveModel, documents: list[Document], step: int) -> None:

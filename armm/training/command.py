@@ -32,6 +32,7 @@ from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
 from armm.training.complaints import LOADER_DIED, explain, of_a_library, plain
 from armm.training.data import DataModule
+from armm.training.diagnostics import Diagnostics
 from armm.training.module import GenerativeModule
 from armm.training.progress import StepProgress
 from armm.training.resuming import (
@@ -187,7 +188,7 @@ class TrainCLI(LightningCLI):
             ]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)
         given = trainer["callbacks"] or []
-        own: list[L.Callback] = [self.recorder]
+        own: list[L.Callback] = [Diagnostics(), self.recorder]
         if self.config["n_samples"]:
             own.append(SampleLogger(self.config["n_samples"]))
         if trainer["enable_progress_bar"] is not False:

@@ -27,6 +27,7 @@ from armm.training.position import Position
 from armm.windows import is_open_ended, room, windows
 
 READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
+SHOWN = 100  # names of what was left out
 SAMPLE = 64  # documents that are read to tell lengths from sizes
 
 Counts = dict[str, tuple[int, int]]
@@ -45,6 +46,11 @@ def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> D
             generator = np.random.default_rng([draw, at])
             cropped[at] = segment.window(int(generator.integers(0, segment.n_units - limit + 1)), limit)
     return cropped
+
+
+def conditions_of(document: Document) -> Document:
+    """The segments that a document begins with and that are given."""
+    return list(takewhile(lambda segment: segment.n_given >= max(segment.n_units, 1), document))
 
 
 def count(documents: Sequence[Document], modalities: Mapping[str, Modality]) -> Counts:
@@ -79,7 +85,7 @@ class TrainingSet(Dataset[Document]):
         index, draw = key
         document = self.documents.document(index, draw)
         if self.drop_conditions and np.random.default_rng([draw, 1]).random() < self.drop_conditions:
-            given = sum(1 for _ in takewhile(lambda s: s.modality in self.documents.conditions, document))
+            given = len(conditions_of(document))
             document = self.documents.grammar.without_conditions(document, given)
         return crop(document, self.documents.grammar, self.size, draw)
 
@@ -97,6 +103,8 @@ class DataModule(L.LightningDataModule):
         conditions: modalities that are given, not scored: a label in `[label, image]`.
         drop_conditions: share of the training documents that are seen without the conditions they begin with; 0.1 for
             classifier-free guidance (arXiv:2207.12598).
+        too_long: a document that is longer than the model's context is cut into windows (`split`), or ends the run with
+            its name (`refuse`).
         n_val: score at most so many documents or windows at each validation; all by default. The test is always whole.
         on_error: an unreadable file ends the run (`fail`), or is left out and counted (`skip`).
         num_workers: processes that load data; 0 loads in the main one.
@@ -114,6 +122,7 @@ class DataModule(L.LightningDataModule):
         conditions: list[str] | None = None,
         drop_conditions: float = 0.0,
         n_val: int | None = None,
+        too_long: Literal["split", "refuse"] = "split",
         on_error: Literal["fail", "skip"] = "fail",
         num_workers: int = 0,
         seed: int = 0,
@@ -132,7 +141,7 @@ class DataModule(L.LightningDataModule):
                 raise InputError(f"data.{key} is {value}, it must be at least {least}")
         if not 0 <= drop_conditions < 1:
             raise InputError(f"data.drop_conditions is {drop_conditions}, it must be at least 0 and less than 1")
-        if drop_conditions and not conditions:
+        if drop_conditions and not conditions and not source.marks_conditions:
             raise InputError("data.drop_conditions drops what data.conditions names, which is nothing; name some there")
         self.drop_conditions = drop_conditions
         self.source, self.path = source, Path(path) if path is not None else None
@@ -141,9 +150,11 @@ class DataModule(L.LightningDataModule):
         self.eval_window = 2 * crop if eval_window is None and crop is not None else eval_window
         self.conditions, self.n_val = conditions or [], n_val
         self.on_error: Literal["fail", "skip"] = on_error
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.too_long = num_workers, seed, too_long
         self.splits: Splits | None = None
         self.grammar: Grammar | None = None
+        self.n_left_out = 0
+        """Files and documents that cannot be used, with `on_error` "skip"."""
         self._position: Position | None = None  # where the next training loader begins
         self._order: Callable[[int, int], StatelessBatches] | None = None
 
@@ -156,8 +167,12 @@ class DataModule(L.LightningDataModule):
         """
         if self.splits is None:
             self.splits = self.source.load(modalities, self.path, self.on_error)
-            for path in self.splits.skipped:
-                print(f"left out {path}")
+            skipped = self.splits.skipped
+            self.n_left_out = len(skipped)
+            for name in skipped[:SHOWN]:
+                print(f"left out {name}")
+            if len(skipped) > 1:
+                print(f"left out {len(skipped)} in all")
         train, fitted = self.splits.train, dict(self.splits.fitted)
         for name, modality in modalities.items():
             if name not in fitted:
@@ -179,9 +194,9 @@ class DataModule(L.LightningDataModule):
         if set(self.conditions) >= set(grammar.layout or grammar.names):
             raise InputError(f"data.conditions names {', '.join(self.conditions)}, so nothing is left to learn")
         self.grammar = grammar
-        self.train = Documents(self._split("train"), grammar, self.conditions)
-        self.val = Documents(self._split("val"), grammar, self.conditions)
-        self.test = Documents(self._split("test"), grammar, self.conditions)
+        self.train = Documents(self._split("train"), grammar, self.conditions, self.too_long == "refuse")
+        self.val = Documents(self._split("val"), grammar, self.conditions, self.too_long == "refuse")
+        self.test = Documents(self._split("test"), grammar, self.conditions, self.too_long == "refuse")
         # what does not fit shows now, before a run has a folder
         grammar.check(crop(self.train.document(0, 0), grammar, self.crop, 0))
         self._pieces: dict[str, Sequence[Document]] = {}
@@ -320,12 +335,21 @@ class DataModule(L.LightningDataModule):
 
     def _scored(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
+        # the loader takes any sequence
+        pieces: Dataset[Document] = self._scored_pieces(split)  # type: ignore[assignment]
+        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))
+
+    def _scored_pieces(self, split: Literal["val", "test"]) -> Sequence[Document]:
         if split not in self._pieces:  # too many to read before they are needed
             documents, at_most = (self.val, self.n_val) if split == "val" else (self.test, None)
             self._pieces[split] = Windows(documents, self.eval_window, at_most, self._is_ragged())
-        # the loader takes any sequence
-        pieces: Dataset[Document] = self._pieces[split]  # type: ignore[assignment]
-        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))
+        return self._pieces[split]
+
+    def validation_documents(self, n: int) -> list[Document]:
+        """Some of what validation scores, evenly spread."""
+        assert self.grammar is not None, "attach comes first"
+        pieces = self._scored_pieces("val")
+        return [pieces[i] for i in spread(len(pieces), n)]
 
     def _windows(self, documents: Documents, at_most: int | None) -> list[Document]:
         """Every unit once, or some windows; documents of like length together."""

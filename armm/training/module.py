@@ -67,6 +67,8 @@ class GenerativeModule(L.LightningModule):
             raise InputError(f"{STRUCTURE!r} cannot name a modality: the bits of control symbols are reported under it")
         self.net: AutoregressiveModel | None = None
         self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
+        self.diagnostics: dict[str, dict[str, Any]] = {}
+        """What the latest validation says beside bits (armm/training/diagnostics.py)."""
         self.validation_bits = math.inf
         """All bits of the latest validation, structure included: what the best checkpoint has least of."""
         self.guard, self.step_guard = guard, StepGuard(guard, select=False)
@@ -176,7 +178,7 @@ class GenerativeModule(L.LightningModule):
 
     def training_step(self, data: tuple[Batch, Counts], index: int) -> Tensor:
         batch, _ = data
-        total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch))
+        total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch, only_scored=True))
         own = torch.stack([n_symbols.detach(), total.detach()]).float()
         self._window = self._window.to(total.device) + own
         n_seen = sum((segment.known.sum() for segment in batch.segments.values()), torch.zeros_like(self._seen))
@@ -194,7 +196,7 @@ class GenerativeModule(L.LightningModule):
         model = self.model
         owners = (model.embedders, model.heads, model.values)
         owners += (model.decisions, model.header_logits, model.header_embeddings)
-        absent = [name for name in model.modalities if name not in batch.segments]
+        absent = [name for name in model.modalities if name not in batch.segments or name in batch.unscored]
         parts = [owner[name] for owner in owners for name in absent if name in owner]
         return [parameter for part in parts for parameter in part.parameters()]
 
@@ -282,7 +284,7 @@ class GenerativeModule(L.LightningModule):
     def _score(self, data: tuple[Batch, Counts]) -> None:
         batch, counts = data
         with torch.autocast(self.device.type, enabled=False):  # bits are always those of float32
-            nats = self.model.log_prob(batch)
+            nats = self.model.log_prob(batch, only_scored=True)
         for name, segment in batch.segments.items():
             n_bits, n_nats = counts.get(name, (0, 0))
             total = -float((nats.payload[name] * segment.weights[..., None]).double().sum())
@@ -347,6 +349,7 @@ class GenerativeModule(L.LightningModule):
             "noise_seed": self._noise_seed,
             "guard": self.step_guard.state_dict(),
             "metrics": self.metrics,
+            "diagnostics": self.diagnostics,
             "skipped_steps": self.skipped_steps,
             "optimization": repr(self.optimization),
         }
@@ -357,3 +360,4 @@ class GenerativeModule(L.LightningModule):
         self._noise_seed, self._optimised_with = own["noise_seed"], own["optimization"]
         self.step_guard.load_state_dict(own["guard"])
         self.metrics, self.skipped_steps = own["metrics"], own["skipped_steps"]
+        self.diagnostics = own.get("diagnostics", {})

@@ -97,6 +97,9 @@ CASES: dict[str, Case] = {
     "audio, mixture": alone(
         "audio", lambda: Audio(frame=3, head=CausalConv(4, kernel=2, dilations=(1, 2), distribution=LogisticMixture(2)))
     ),
+    "audio, heard as its spectrum": alone(
+        "audio", lambda: Audio(frame=16, levels=16, heard_as="spectrum", head=WAVE), 45
+    ),
     "label, image": Case({**LABEL, **IMAGE}, ("label", "image")),
     "free documents": Case({**TEXT, **IMAGE, **AUDIO, **LABEL}, None, 36),
 }
