@@ -3,12 +3,15 @@
 from armm.datasets.baselines import bigram_bits, marginal_bits, trigram_bits, unigram_bits
 from armm.datasets.builtin import builtin_folder
 from armm.datasets.captioned import Captioned
+from armm.datasets.chats import Calculator
 from armm.datasets.folder import Folder
 from armm.datasets.images import Digits, Mnist, TorchvisionImages
 from armm.datasets.litdata import LitData
 from armm.datasets.manifest import Manifest
+from armm.datasets.middles import FillInMiddle
 from armm.datasets.moving import MovingDigits
 from armm.datasets.music import Chorales
+from armm.datasets.pairs import Numbers, Pairs
 from armm.datasets.proteins import Fasta
 from armm.datasets.shards import TokenShards
 from armm.datasets.source import Item, Items, ListOfItems, OnError, Source, Splits
@@ -17,11 +20,13 @@ from armm.datasets.synth import Synth
 from armm.datasets.texts import Corpus, StandardLibrary
 
 __all__ = [
+    "Calculator",
     "Captioned",
     "Chorales",
     "Corpus",
     "Digits",
     "Fasta",
+    "FillInMiddle",
     "Folder",
     "Item",
     "Items",
@@ -30,7 +35,9 @@ __all__ = [
     "Manifest",
     "Mnist",
     "MovingDigits",
+    "Numbers",
     "OnError",
+    "Pairs",
     "Source",
     "SpeechCommands",
     "Splits",
