@@ -28,7 +28,7 @@ STRUCK = Piece(((72, 67, 60, REST), (72, HOLD, HOLD, 48), (HOLD, REST, 62, HOLD)
     "music",
     [
         Music(max_units=3, lowest=60, highest=61),
-        Music(voices=2, lowest=60, highest=62, holds=True, meters=["4/4", "3/8"]),
+        Music(voices=2, lowest=60, highest=62, holds=True, meters=("4/4", "3/8")),
     ],
     ids=["chorales", "holds and meters"],
 )

@@ -7,7 +7,7 @@ first two are given, so that bits are those of the middle.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -50,7 +50,7 @@ class Middles(Items):
     n_before: int
     n_after: int
     n_middle: int
-    varies: bool = False  # type: ignore[misc]
+    varies: bool = False
     without_suffix: float = 0.0
 
     def __len__(self) -> int:
@@ -90,9 +90,9 @@ class Middles(Items):
             start = end + 1 if end < len(text) else 0
         return Hole(0, min(self.n_middle, len(text)))
 
-    def values(self, name: str) -> list[str]:  # type: ignore[override]
+    def values(self, name: str) -> Iterator[str]:
         """Whole texts: what a tokenizer is learned from."""
-        return list(self.texts) if name == self.name else []
+        return iter(self.texts if name == self.name else ())
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class MovingItems(Items):
     digits: np.ndarray
     n: int
     split: int
-    varies: bool = False  # type: ignore[misc]
+    varies: bool = False
     stills: float = 0.0
 
     def __len__(self) -> int:

@@ -165,7 +165,7 @@ class NumberItems(Items):
 
     n: int
     split: int
-    varies: bool = False  # type: ignore[misc]
+    varies: bool = False
 
     def __len__(self) -> int:
         return self.n
