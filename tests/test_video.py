@@ -172,7 +172,8 @@ def test_digits_move_straight_and_bounce() -> None:
         steps = np.abs(np.diff(places, axis=0))
         assert steps.max() <= 2 and (steps.sum(axis=1) > 0).any()
         for axis, most in ((0, 4), (1, 6)):
-            assert places[:, axis].min() == 0 or places[:, axis].max() == most
+            assert places[:, axis].min() >= 0 and places[:, axis].max() <= most
+            assert places[:, axis].min() <= 1 and places[:, axis].max() >= most - 1
         seen.add(tuple(map(tuple, steps[:3].tolist())))
     assert len(seen) > 4
 
