@@ -52,6 +52,7 @@ class Modality(ABC):
         nats_per: the same for nats.
         suffix: the file name ending that `save` writes, with the dot.
         suffixes: the endings that `load` reads.
+        views: further endings that `save` writes, beside `suffix`: what can be looked at or listened to anywhere.
         head: which head; `None` for softmax at one symbol per unit and the causal convolution block for more.
     """
 
@@ -66,6 +67,7 @@ class Modality(ABC):
     nats_per: str = "symbol"
     suffix: ClassVar[str] = ".txt"
     suffixes: ClassVar[tuple[str, ...]] = ()
+    views: ClassVar[tuple[str, ...]] = ()
     head: HeadConfig | None = None
 
     def named(self, name: str) -> Self:
@@ -108,7 +110,7 @@ class Modality(ABC):
         raise InputError(f"{path}: the modality {self.name!r} does not read files")
 
     def save(self, raw: Any, path: Path) -> None:
-        """Write raw data to a file."""
+        """Write raw data to a file; of the kind that its ending says, where there are `views`."""
         path.write_text(f"{raw}\n", encoding="utf-8")
 
     def preview(self, raws: Sequence[Any]) -> Preview:

@@ -108,11 +108,24 @@ def write_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["prepare", "text/shards", str(text), "--out", str(folder), "--val=0.1", "--test=0.1"]) == 0
 
 
+def write_chorales(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chorale = [[72, 67, 60, 48]] * 8 + [[74, 65, 62, 50]] * 8
+    content = {"train": [chorale] * 8, "valid": [chorale] * 2, "test": [chorale] * 2}
+    (folder / "jsb-chorales-16th.json").write_text(json.dumps(content), encoding="utf-8")
+
+
 # A recipe with a source that is not here fails: it would go untested.
 WRITERS: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
+    "armm.datasets.Calculator": write_nothing,
+    "armm.datasets.Chorales": write_chorales,
     "armm.datasets.Corpus": write_text,
     "armm.datasets.Digits": write_nothing,
+    "armm.datasets.Fasta": write_nothing,
+    "armm.datasets.FillInMiddle": write_nothing,
     "armm.datasets.Mnist": write_idx,
+    "armm.datasets.MovingDigits": write_idx,
+    "armm.datasets.Numbers": write_nothing,
+    "armm.datasets.Pairs": write_nothing,
     "armm.datasets.SpeechCommands": write_commands,
     "armm.datasets.SpokenDigits": write_spoken_digits,
     "armm.datasets.Sprites": write_nothing,
@@ -168,8 +181,8 @@ def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert found <= scored if "layout" not in recipe["model"] else found == scored
         for name in found:
             bits, nats = sorted(metrics[split][name])
-            assert re.fullmatch("bits_per_(dim|byte|char|sample|token|label)", bits)
-            assert re.fullmatch("nats_per_(image|byte|char|sample|token|label)", nats)
+            assert re.fullmatch("bits_per_(dim|byte|char|sample|token|label|residue)", bits)
+            assert re.fullmatch("nats_per_(image|frame|byte|char|sample|token|label|residue)", nats)
             assert 0 < metrics[split][name][bits] < 20
     model = bundle.load(run)
     assert model.n_parameters == metrics["n_parameters"] and list(model.modalities) == list(

@@ -288,7 +288,7 @@ def same(path: Path, wanted: Origin | None) -> Origin | None:
 
 
 def write(model: AutoregressiveModel, sample: Sample, folder: Path, stem: str, origin: Origin) -> list[tuple[str, Any]]:
-    """One file for every segment of a sample that a file can hold; what they show, by modality.
+    """One file, and its views, for every segment of a sample that a file can hold; what they show, by modality.
 
     Raises InputError: the files cannot be written.
     """
@@ -304,6 +304,8 @@ def write(model: AutoregressiveModel, sample: Sample, folder: Path, stem: str, o
         segment, raw = parts[number]
         modality = model.modalities[segment.modality]
         own = replace(origin, segment=number, modality=segment.modality, files=files)
+        for view in modality.views:
+            write_whole(path.with_suffix(view), partial(modality.save, raw))
         write_with_origin(path, partial(modality.save, raw), own)
     return [(parts[number][0].modality, parts[number][1]) for number in written]
 

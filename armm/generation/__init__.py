@@ -8,6 +8,7 @@ from armm.generation.proposers import Draft, FixedPoint, Hold, NGram, Proposer, 
 from armm.generation.sampling import Sample, generate
 from armm.generation.search import beam_search, best_of, self_consistency
 from armm.generation.streaming import Piece, stream
+from armm.generation.turns import converse
 
 __all__ = [
     "Allowed",
@@ -35,6 +36,7 @@ __all__ = [
     "UnitAbove",
     "beam_search",
     "best_of",
+    "converse",
     "generate",
     "self_consistency",
     "stream",

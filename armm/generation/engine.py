@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from armm.generation.draw import Drawer, guided
-from armm.generation.filter import Row
+from armm.generation.filter import Row, where_prompt_ends
 from armm.generation.lane import Lane, Settings
 from armm.generation.proposers import View
 from armm.generation.requests import Start
@@ -126,7 +126,7 @@ class Engine:
         if self.settings.stops:
             watch = StopWatch(self.settings.stops, self.model.grammar)
             watch.read(start.read)
-        return Lane(prompt, index, start, (len(cursor.closed), len(cursor.payload)), watch)
+        return Lane(prompt, index, start, where_prompt_ends(cursor), watch)
 
     def _prompt_state(self, prompt: int) -> State:
         """A prompt, read alone: what it is followed by cannot depend on what else is asked for."""

@@ -47,6 +47,11 @@ class Row:
         return cls(cursor.slot(), [*cursor.payload, *more], n_given, n_left)
 
 
+def where_prompt_ends(cursor: Cursor) -> tuple[int, int]:
+    """Segments closed, and symbols of the open one; between segments none, though a cursor holds the last's."""
+    return len(cursor.closed), len(cursor.payload) if cursor.modality else 0
+
+
 class Filter(ABC):
     """A pure function of logits and rows. Subclasses are frozen dataclasses: their fields are their provenance.
 

@@ -13,7 +13,7 @@ from armm.errors import InputError
 from armm.generation.draw import Drawer
 from armm.generation.engine import Finished
 from armm.generation.exact import is_exact
-from armm.generation.filter import Filter, Row
+from armm.generation.filter import Filter, Row, where_prompt_ends
 from armm.generation.filters import Temperature, arrange
 from armm.generation.requests import ends_by_itself, start
 from armm.generation.sampling import Sample, as_sample, evaluating
@@ -84,7 +84,7 @@ def beam_search(
         exactly = exact and is_exact(model)
         state = model.state(1, exactly)
         state.append([begin.read])
-        began = (len(state.cursors[0].closed), len(state.cursors[0].payload))
+        began = where_prompt_ends(state.cursors[0])
         search = _Search(model, arrange(filters), width, length_penalty, max_symbols, began)
         ended = search.run(state, n_best)
     samples = []

@@ -40,22 +40,25 @@ class RowHalo(nn.Module):
     """For units that are whole rows: everything above is known, and one pass serves all rows.
 
     A (rows x 5) convolution over the rows above, then residual (2 x 3) convolutions that see the row above and the own
-    row of features, which know only rows above.
+    row of features, which know only rows above. In a clip, what stood near the same place in earlier frames is added.
     """
 
     def __init__(self, unit: Unit, channels: int, rows: int, n_layers: int) -> None:
         super().__init__()
         self.unit, self.rows = unit, rows
-        self.reach = rows + n_layers
         self.embed = PixelEmbedder(unit)
         self.enter = nn.Conv2d(self.embed.width, channels, (rows, 5), padding=(0, 2))
+        self.past = FramesBefore(self.embed.width, channels, unit.frame_rows) if unit.frame_rows else None
+        self.reach = (self.past.reach if self.past else rows) + n_layers
         self.layers = nn.ModuleList(nn.Conv2d(channels, channels, (2, 3), padding=(0, 1)) for _ in range(n_layers))
 
     def _stack(self, pixels: Tensor, inside: Tensor) -> Tensor:
         """(S, U, W, C) pixels, (S, U) bool -> (S, U, W, Z); row u sees rows before u."""
         mask = inside[:, None, :, None]
         x = rearrange(self.embed(pixels, inside[..., None].expand(pixels.shape[:-1])), "s u w e -> s e u w")
-        x = self.enter(F.pad(x[:, :, :-1], (0, 0, self.rows, 0))) * mask
+        above = self.enter(F.pad(x[:, :, :-1], (0, 0, self.rows, 0)))
+        x = above if self.past is None else above + self.past(x)
+        x = x * mask
         for layer in self.layers:
             x = (x + layer(F.pad(F.silu(x), (0, 0, 1, 0)))) * mask
         return rearrange(x, "s z u w -> s u w z")
@@ -73,6 +76,33 @@ class RowHalo(nn.Module):
         )
         pixels = rearrange(near, "s u (w c) -> s u w c", c=self.unit.channels)
         return self._stack(pixels, rows >= 0)[:, -1]
+
+
+class FramesBefore(nn.Module):
+    """Around the same place in each of the two frames before: where things are, and how they move.
+
+    A (5 x 5) convolution over both, then residual (3 x 3) ones. In those frames rows below the own one are known too,
+    as many as a frame has.
+    """
+
+    def __init__(self, n_features: int, channels: int, frame_rows: int) -> None:
+        super().__init__()
+        self.frame_rows, self.below = frame_rows, min(2, frame_rows - 1)
+        n_layers = min(2, frame_rows - 1 - self.below)
+        self.reach = 2 * frame_rows + 2 + n_layers
+        self.enter = nn.Conv2d(2 * n_features, channels, (3 + self.below, 5), padding=(0, 2))
+        self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=(0, 1)) for _ in range(n_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, e, U, W) features of all rows -> (S, Z, U, W); row u sees rows before u, zeros before the first."""
+        n, n_rows = len(self.layers), x.shape[2]
+        known = F.pad(x, (0, 0, self.reach, 0))
+        size = n_rows + 2 * n + 2 + self.below  # rows that the convolutions use up, n of them on either side
+        first = [self.reach - shift * self.frame_rows - 2 - n for shift in (1, 2)]
+        p = self.enter(torch.cat([known[:, :, at : at + size] for at in first], dim=1))
+        for layer in self.layers:
+            p = p[:, :, 1:-1] + layer(F.silu(p))
+        return p
 
 
 class BlockHalo(nn.Module):

@@ -19,7 +19,7 @@ from armm.heads import (
     RowLSTM,
     Softmax,
 )
-from armm.modalities import Audio, Image, Label, Text
+from armm.modalities import Audio, Image, Label, Music, Protein, Text, Video
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
@@ -131,6 +131,12 @@ CASES: dict[str, Case] = {
     "audio, heard as its spectrum": alone(
         "audio", lambda: Audio(frame=16, levels=16, heard_as="spectrum", head=WAVE), 45
     ),
+    "music": alone("music", lambda: Music(head=WAVE), 23),
+    "music, holds and meters": alone(
+        "music", lambda: Music(voices=2, lowest=60, highest=66, holds=True, meters=("4/4", "3/8"), head=WAVE)
+    ),
+    "protein": alone("protein", lambda: Protein()),
+    "video": alone("video", lambda: Video(size=(3, 4), max_frames=4, levels=4, head=CONV), 40),
     "label, image": Case({**LABEL, **IMAGE}, ("label", "image")),
     "free documents": Case({**TEXT, **IMAGE, **AUDIO, **LABEL}, None, 36),
 }
@@ -156,6 +162,8 @@ COUNTABLE: dict[str, Case] = {
     "image strips": alone("image", lambda: Image(size=(2, 4), levels=2, block=(1, 2), head=CONV)),
     "image of any size": alone("image", lambda: Image(max_size=(2, 3), levels=2, block=(1, 1))),
     "audio": alone("audio", lambda: Audio(frame=2, levels=3, max_units=3, head=WAVE)),
+    "music": alone("music", lambda: Music(voices=2, lowest=60, highest=60, max_units=3, head=WAVE)),
+    "video": alone("video", lambda: Video(size=(1, 2), max_frames=3, levels=2, head=CONV)),
     "label, image": Case(
         {"label": lambda: Label(n_classes=3), "image": lambda: Image(size=(2, 2), levels=3, head=CONV)},
         ("label", "image"),
