@@ -8,6 +8,7 @@ Axes: B rows, N positions, S keys, D width, H heads, G key/value heads, E head w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from armm.backbones import fused
 from armm.backbones.backbone import Backbone, BackboneConfig, BackboneState
@@ -145,11 +147,19 @@ def build_norm(width: int, config: Transformer) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped keys and values, optionally reading a cache."""
+    """Causal self-attention with grouped keys and values, optionally reading a cache.
+
+    Attributes:
+        n_heads, n_kv_heads: those of this process; the others are elsewhere where heads are dealt out (tensor
+            parallelism).
+        share: where they are, what takes this process's part of value embeddings, and their scale.
+    """
 
     def __init__(self, config: Transformer, has_values: bool) -> None:
         super().__init__()
         self.config = config
+        self.n_heads, self.n_kv_heads = config.n_heads, config.kv_heads
+        self.share: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         size = config.kv_heads * config.head_width
         self.qkv = nn.Linear(config.width, config.width + 2 * size, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
@@ -161,22 +171,29 @@ class Attention(nn.Module):
         self, x: Tensor, values: Tensor | None, rotation: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> queries (B, H, N, E), keys and values (B, G, N, E)."""
-        c = self.config
+        c, n_heads, n_qk = self.config, self.n_heads, self.n_heads + self.n_kv_heads
         qkv = self.qkv(x)
-        if c.n_heads == c.kv_heads and fused.applies(qkv):
+        if n_heads == self.n_kv_heads and fused.applies(qkv):
             eps = c.norm_eps if c.qk_norm else None
-            turns = None if rotation is None else fused.turns_of(rotation, c.n_heads, qkv.dtype)
-            q, k, v = fused.Heads.apply(qkv, c.n_heads, eps, turns)
-            return q, k, v if values is None else v + self.value_scale * heads_of(values, c.head_width)
+            turns = None if rotation is None else fused.turns_of(rotation, n_heads, qkv.dtype)
+            q, k, v = fused.Heads.apply(qkv, n_heads, eps, turns)
+            return q, k, v if values is None else v + self.added(values)
         whole = qkv.unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2G, N, E)
-        qk, v = whole[:, : c.n_heads + c.kv_heads], whole[:, c.n_heads + c.kv_heads :]
+        qk, v = whole[:, :n_qk], whole[:, n_qk:]
         if values is not None:
-            v = v + self.value_scale * heads_of(values, c.head_width)
+            v = v + self.added(values)
         if c.qk_norm:
             qk = self.norm(qk)
         if rotation is not None:
             qk = rotate(qk, rotation)
-        return qk[:, : c.n_heads], qk[:, c.n_heads :], v
+        return qk[:, :n_heads], qk[:, n_heads:], v
+
+    def added(self, values: Tensor) -> Tensor:
+        """What value embeddings add to the values, (B, G, N, E)."""
+        scale = self.value_scale
+        if self.share is not None:
+            values, scale = self.share(values, scale)
+        return scale * heads_of(values, self.config.head_width)
 
     def finish(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Causal where there is no mask. Returns (B, N, D)."""
@@ -208,7 +225,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+    """Pre-norm attention and MLP.
+
+    Attributes:
+        recompute: keep nothing of a training step but the input, and compute the rest anew for the gradient (activation
+            checkpointing, arXiv:1604.06174).
+    """
 
     def __init__(self, config: Transformer, has_values: bool) -> None:
         super().__init__()
@@ -219,6 +241,35 @@ class Block(nn.Module):
         if config.residual_scalars:
             self.scale = nn.Parameter(torch.tensor([1.0, 0.1]))
         self.has_scale = config.residual_scalars
+        self.recompute = False
+
+    def forward(
+        self,
+        x: Tensor,
+        first: Tensor,
+        values: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """(B, N, D) of the stream, as it is and as it was at first -> (B, N, D). Causal where there is no mask."""
+        if self.recompute and torch.is_grad_enabled():
+            out = checkpoint(self.whole, x, first, values, rotation, mask, use_reentrant=False)
+            assert isinstance(out, Tensor)
+            return out
+        return self.whole(x, first, values, rotation, mask)
+
+    def whole(
+        self,
+        x: Tensor,
+        first: Tensor,
+        values: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """See `forward`."""
+        x = self.enter(x, first)
+        q, k, v = self.attention.project(self.attention_norm(x), values, rotation)
+        return self.finish(x, self.attention.finish(q, k, v, mask))
 
     def enter(self, x: Tensor, first: Tensor) -> Tensor:
         return self.scale[0] * x + self.scale[1] * first if self.has_scale else x
@@ -295,10 +346,7 @@ class TransformerBackbone(Backbone):
             mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().triu(1 - window)[None, None]
         first = x = self.start(x, positions)
         for block, own in zip(self.blocks, self.split_values(values), strict=True):
-            assert isinstance(block, Block)
-            x = block.enter(x, first)
-            q, k, v = block.attention.project(block.attention_norm(x), own, rotation)
-            x = block.finish(x, block.attention.finish(q, k, v, mask))
+            x = block(x, first, own, rotation, mask)
         return self.norm(x)
 
     def state(self, n_rows: int, min_rows: int = 1) -> BackboneState:

@@ -5,6 +5,7 @@ from armm.training.data import DataModule
 from armm.training.guard import Guard
 from armm.training.module import GenerativeModule
 from armm.training.optim import Optimization
+from armm.training.parallel import Sharded
 from armm.training.saving import Checkpointing, Checkpoints
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "Optimization",
     "Recorder",
     "SampleLogger",
+    "Sharded",
 ]

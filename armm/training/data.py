@@ -21,19 +21,16 @@ from armm.errors import InputError, nearest
 from armm.grammar import Grammar
 from armm.modality import Modality
 from armm.sequence import Batch, Document, Segment
+from armm.training.counting import Counts, count
+from armm.training.evaluation import DealtBatches
 from armm.training.order import Drawn, Slots, StatelessBatches
 from armm.training.position import Position
+from armm.training.ranks import DataRank, data_rank
 from armm.windows import is_open_ended, room, windows
 
 KEPT_SYMBOLS = 1 << 26  # symbols of a split that are kept encoded, half a gigabyte
 READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
 SAMPLE = 64  # documents that are read to tell lengths from sizes
-
-Counts = dict[str, tuple[int, int]]
-"""By modality: how many natural units of bits, and of nats, the scored part of a batch has; and of `STRUCTURE`."""
-
-STRUCTURE = "structure"
-"""Where the bits of control symbols, headers and end decisions are counted; they are per document."""
 
 
 class Documents:
@@ -92,22 +89,6 @@ def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> D
             generator = np.random.default_rng([draw, at])
             cropped[at] = segment.window(int(generator.integers(0, segment.n_units - limit + 1)), limit)
     return cropped
-
-
-def count(documents: Sequence[Document], modalities: Mapping[str, Modality]) -> Counts:
-    """How much the scored parts of documents are in the natural units of their modalities."""
-    counts: Counts = {}
-    for document in documents:
-        for segment in document:
-            modality = modalities[segment.modality]
-            bits, nats = counts.get(segment.modality, (0, 0))
-            if segment.n_given < segment.n_units:
-                scored = segment.window(segment.n_given, segment.n_units) if segment.n_given else segment
-                bits, nats = bits + modality.n_bits_per(scored), nats + modality.n_nats_per(scored)
-            counts[segment.modality] = (bits, nats)
-    # a document in windows is counted with its last
-    n_documents = sum(not any(segment.cut for segment in document) for document in documents)
-    return {**counts, STRUCTURE: (n_documents, n_documents)}
 
 
 def _sizes(items: Items, block: int) -> np.ndarray:
@@ -265,7 +246,7 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
-        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, n_ranks = self._rank()
         self._order = partial(StatelessBatches, self._slots(), self.batch_size, self.seed)
         (epoch, batch), self._position = self._position or Position(0, 0), None
         order = self._order(rank, n_ranks)
@@ -281,7 +262,7 @@ class DataModule(L.LightningDataModule):
     def items_of(self, epoch: int, batches: Iterable[int]) -> list[dict[str, Any]]:
         """What some batches of an epoch consist of, on all ranks: items by number, draws, and files where there are."""
         assert self._order is not None, "train_dataloader comes first"
-        n_ranks = self.trainer.world_size if self.trainer else 1
+        n_ranks = self._rank().n_ranks
         keys = []
         for rank in range(n_ranks):
             order = self._order(rank, n_ranks)
@@ -317,12 +298,15 @@ class DataModule(L.LightningDataModule):
         self._position = Position(state["epoch"], state["batch"])
 
     def _same_order(self) -> dict[str, int]:
-        n_ranks = self.trainer.world_size if self.trainer else 1
+        n_ranks = self._rank().n_ranks
         return {
             "the number of training documents": len(self.train),
             "data.batch_size times the number of ranks": self.batch_size * n_ranks,
             "data.seed": self.seed,
         }
+
+    def _rank(self) -> DataRank:
+        return data_rank(self.trainer)
 
     def _slots(self) -> Slots:
         """What an epoch visits: every document, a long one as many times as it takes crops to cover it."""
@@ -376,9 +360,8 @@ class DataModule(L.LightningDataModule):
         if split not in self._pieces:  # too many to read before they are needed
             documents, at_most = (self.val, self.n_val) if split == "val" else (self.test, None)
             self._pieces[split] = Windows(documents, self.eval_window, at_most, self._is_ragged())
-        # the loader takes any sequence
-        pieces: Dataset[Document] = self._pieces[split]  # type: ignore[assignment]
-        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))
+        batches = DealtBatches(self._pieces[split], self.eval_batch_size, self._rank())
+        return DataLoader(batches, batch_size=None, collate_fn=CollateDealt(Collate(self.grammar, counted=True)))
 
     def _windows(self, documents: Documents, at_most: int | None) -> list[Document]:
         """Every unit once, or some windows; documents of like length together."""
@@ -446,3 +429,15 @@ class Collate:
     def __call__(self, documents: list[Document]) -> tuple[Batch, Counts]:
         counts = count(documents, self.grammar.modalities) if self.counted else {}
         return self.grammar.collate(documents), counts
+
+
+class CollateDealt:
+    """The same for batches of which some do not count: those have no counts."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, dealt: tuple[list[Document], bool]) -> tuple[Batch, Counts]:
+        documents, is_new = dealt
+        batch, counts = self.collate(documents)
+        return batch, counts if is_new else {}
