@@ -34,8 +34,7 @@ from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
 from armm.sequence import Document
 from armm.training import DataModule, GenerativeModule, Optimization, Recorder, SampleLogger
-from armm.training.counting import STRUCTURE, count
-from armm.training.data import crop
+from armm.training.data import STRUCTURE, count, crop
 from armm.training.guard import Guard, StepGuard, tensors_in
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -138,8 +138,7 @@ class Recorder(L.Callback):
             "seed": self.seed,
             "training_seconds": round(self.training_seconds, 2),
             "n_parameters": module.model.n_parameters,
-            "symbols_seen": module.n_seen
-            * data_rank(trainer).n_ranks,  # about; others' batches are of like size
+            "symbols_seen": module.n_seen * data_rank(trainer).n_ranks,  # about; others' batches are of like size
             "steps": trainer.global_step,
             "versions": {
                 **{name: version(name) for name in ("armm", "torch", "lightning")},

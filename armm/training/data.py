@@ -21,8 +21,6 @@ from armm.errors import InputError, nearest
 from armm.grammar import Grammar
 from armm.modality import Modality
 from armm.sequence import Batch, Document, Segment
-from armm.training.counting import Counts, count
-from armm.training.evaluation import DealtBatches
 from armm.training.order import Drawn, Slots, StatelessBatches
 from armm.training.position import Position
 from armm.training.ranks import DataRank, data_rank
@@ -31,6 +29,12 @@ from armm.windows import is_open_ended, room, windows
 KEPT_SYMBOLS = 1 << 26  # symbols of a split that are kept encoded, half a gigabyte
 READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
 SAMPLE = 64  # documents that are read to tell lengths from sizes
+
+Counts = dict[str, tuple[int, int]]
+"""By modality: how many natural units of bits, and of nats, the scored part of a batch has; and of `STRUCTURE`."""
+
+STRUCTURE = "structure"
+"""Where the bits of control symbols, headers and end decisions are counted; they are per document."""
 
 
 class Documents:
@@ -89,6 +93,22 @@ def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> D
             generator = np.random.default_rng([draw, at])
             cropped[at] = segment.window(int(generator.integers(0, segment.n_units - limit + 1)), limit)
     return cropped
+
+
+def count(documents: Sequence[Document], modalities: Mapping[str, Modality]) -> Counts:
+    """How much the scored parts of documents are in the natural units of their modalities."""
+    counts: Counts = {}
+    for document in documents:
+        for segment in document:
+            modality = modalities[segment.modality]
+            bits, nats = counts.get(segment.modality, (0, 0))
+            if segment.n_given < segment.n_units:
+                scored = segment.window(segment.n_given, segment.n_units) if segment.n_given else segment
+                bits, nats = bits + modality.n_bits_per(scored), nats + modality.n_nats_per(scored)
+            counts[segment.modality] = (bits, nats)
+    # a document in windows is counted with its last
+    n_documents = sum(not any(segment.cut for segment in document) for document in documents)
+    return {**counts, STRUCTURE: (n_documents, n_documents)}
 
 
 def _sizes(items: Items, block: int) -> np.ndarray:
@@ -418,6 +438,27 @@ class Windows(Sequence[Document]):
         piece = self._last[1][number]
         self.documents.grammar.check(piece)
         return piece
+
+
+class DealtBatches(Dataset[tuple[list[Document], bool]]):
+    """A process's batches of a split, and of each whether it counts.
+
+    Every process has as many, as they have to compute together: some repeat the last one, which does not count.
+    """
+
+    def __init__(self, documents: Sequence[Document], batch_size: int, rank: DataRank) -> None:
+        self.documents, self.batch_size, self.rank = documents, batch_size, rank
+        self.n_batches = -(-len(documents) // batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.n_batches // self.rank.n_ranks)
+
+    def __getitem__(self, at: int) -> tuple[list[Document], bool]:
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        number = at * self.rank.n_ranks + self.rank.rank
+        first = min(number, self.n_batches - 1) * self.batch_size
+        return list(self.documents[first : first + self.batch_size]), number < self.n_batches
 
 
 class Collate:

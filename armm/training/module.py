@@ -17,15 +17,14 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from armm import bundle
 from armm.backbones import BackboneConfig, Transformer
 from armm.errors import InputError
 from armm.modality import Modality
 from armm.model import AutoregressiveModel, LogProbs
 from armm.sequence import Batch
-from armm.training.counting import STRUCTURE, Counts
-from armm.training.data import DataModule
+from armm.training.data import STRUCTURE, Counts, DataModule
 from armm.training.ema import EMA
-from armm.training.evaluation import Scores
 from armm.training.guard import Guard, Step, StepGuard
 from armm.training.layout import local, squares
 from armm.training.optim import Optimization, build
@@ -34,6 +33,7 @@ from armm.training.position import settle
 from armm.training.ranks import data_rank
 from armm.training.schedule import progress_of
 from armm.training.sharding import blocks_of
+from armm.training.validation import Scores
 
 
 class GenerativeModule(L.LightningModule):
@@ -387,6 +387,7 @@ class GenerativeModule(L.LightningModule):
             "metrics": self.metrics,
             "skipped_steps": self.skipped_steps,
             "optimization": repr(self.optimization),
+            "model": bundle.describe(self.model),  # so that a bundle can be made of it
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

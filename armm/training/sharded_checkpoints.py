@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -57,11 +57,18 @@ def write(tree: dict[str, Any], folder: Path) -> dict[str, tuple[int, str]]:
     return {name: about for files in [*all_files, rest] for name, about in files.items()}
 
 
-def read(folder: Path, like: Callable[[Place], Tensor | None]) -> dict[str, Any]:
+def everything(place: Place) -> bool:
+    return True
+
+
+def read(
+    folder: Path, like: Callable[[Place], Tensor | None], only: Callable[[Place], bool] = everything
+) -> dict[str, Any]:
     """A checkpoint with this process's part of each tensor.
 
     Args:
         like: a tensor of the layout that the one at a place shall have; None to have all of it.
+        only: says of a place whether what is there is wanted; None stands there if not.
 
     Raises InputError: it cannot be read.
     """
@@ -70,10 +77,11 @@ def read(folder: Path, like: Callable[[Place], Tensor | None]) -> dict[str, Any]
         reader = PlainReader(str(folder))
         stored = reader.read_metadata().state_dict_metadata
         wanted: dict[str, Tensor] = {}
-        for name, place in about["places"].items():
+        places = {name: tuple(place) for name, place in about["places"].items() if only(tuple(place))}
+        for name, place in places.items():
             kind = stored[name]
             assert isinstance(kind, TensorStorageMetadata)
-            layout = like(tuple(place))
+            layout = like(place)
             if layout is not None and layout.shape != kind.size:
                 raise InputError(
                     f"{folder}: {name} is {tuple(kind.size)} there, the model's is {tuple(layout.shape)}; go on with "
@@ -84,8 +92,10 @@ def read(folder: Path, like: Callable[[Place], Tensor | None]) -> dict[str, Any]
         dcp.load(wanted, storage_reader=reader, no_dist=not distributed.is_initialized())
     except CheckpointException as error:
         raise InputError(f"{folder} cannot be read: {as_os_error(error, folder)}; name another checkpoint") from error
+    except (OSError, pickle.UnpicklingError) as error:
+        raise InputError(f"{folder} cannot be read: {error}; name another checkpoint") from error
     tree = about["tree"]
-    for name, place in about["places"].items():
+    for name, place in places.items():
         *way, last = place
         at = tree
         for step in way:
@@ -150,12 +160,17 @@ class Descriptions(pickle.Unpickler):
     """Raises pickle.UnpicklingError: a file holds something else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name) if module.partition(".")[0] == "torch" else None
-        if isinstance(found, torch.dtype) or found is torch.Size or (module, name) == LAYOUT:
+        if (module, name) in FUNCTIONS or module == Metadata.__module__:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(found := super().find_class(module, name), torch.dtype):
             return found
-        if module.startswith("torch.distributed.checkpoint.") and isinstance(found, type):
-            return found
+        if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
+            return PurePosixPath  # where the folder was when it was written
         raise pickle.UnpicklingError(f"{module}.{name} describes no tensor")
 
 
-LAYOUT = ("torch.serialization", "_get_layout")
+FUNCTIONS = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+}

@@ -1,44 +1,22 @@
-"""Scoring a split with all processes: each takes every n-th batch, and what they find is added up."""
+"""What a validation or a test adds up to, over all batches and processes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from torch import distributed
-from torch.utils.data import Dataset
 
 from armm.modality import Modality
-from armm.sequence import Batch, Document
-from armm.training.counting import STRUCTURE, Counts
-from armm.training.ranks import DataRank, data_rank
+from armm.sequence import Batch
+from armm.training.data import STRUCTURE, Counts
+from armm.training.ranks import data_rank
 
 Results = dict[str, dict[str, float]]
 """Scores by modality, in its natural units."""
-
-
-class DealtBatches(Dataset[tuple[list[Document], bool]]):
-    """A process's batches of a split, and of each whether it counts.
-
-    Every process has as many, as they have to compute together: some repeat the last one, which does not count.
-    """
-
-    def __init__(self, documents: Sequence[Document], batch_size: int, rank: DataRank) -> None:
-        self.documents, self.batch_size, self.rank = documents, batch_size, rank
-        self.n_batches = -(-len(documents) // batch_size)
-
-    def __len__(self) -> int:
-        return -(-self.n_batches // self.rank.n_ranks)
-
-    def __getitem__(self, at: int) -> tuple[list[Document], bool]:
-        if not 0 <= at < len(self):
-            raise IndexError(at)
-        number = at * self.rank.n_ranks + self.rank.rank
-        first = min(number, self.n_batches - 1) * self.batch_size
-        return list(self.documents[first : first + self.batch_size]), number < self.n_batches
 
 
 class Scores:
