@@ -341,7 +341,9 @@ class GenerativeModule(L.LightningModule):
 
     def _score(self, data: tuple[Batch, Counts]) -> None:
         batch, counts = data
-        with torch.autocast(self.device.type, enabled=False):  # bits are always those of float32
+        # bits are those of float32, but where processes send each other weights in less
+        half = self.sharded is not None and self.sharded.is_half
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             nats = self.model.log_prob(batch)
         self._scores.add(batch, nats, counts)
 

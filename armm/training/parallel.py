@@ -18,7 +18,7 @@ from armm.training.checkpoints import CheckedIO, DamagedError, check, seal
 from armm.training.layout import local, part_of, spread, whole
 from armm.training.optim import MuonAdamW
 from armm.training.sharded_checkpoints import Place, read, with_tensors, write
-from armm.training.sharding import DATA, TENSOR, Orders, is_sharded, reordered, shard
+from armm.training.sharding import DATA, Orders, is_sharded, reordered, shard
 
 NET = "net."  # the model's place in the module that trains it
 
@@ -57,11 +57,13 @@ class Sharded(ModelParallelStrategy):
         Raises InputError: it cannot be.
         """
         if not is_sharded(model):
-            self.orders = {NET + name: order for name, order in shard(model, self.device_mesh).items()}
+            orders = shard(model, self.device_mesh, self.is_half)
+            self.orders = {NET + name: order for name, order in orders.items()}
 
     @property
-    def n_tensor(self) -> int:
-        return self.device_mesh[TENSOR].size()
+    def is_half(self) -> bool:
+        """Whether the blocks' weights are sent and used in bfloat16."""
+        return "bf16" in str(self.precision_plugin.precision)
 
     def average(self, gradients: list[Tensor]) -> None:
         """Average gradients that every process has whole, over those that take different data."""

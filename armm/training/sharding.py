@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -22,6 +22,8 @@ from armm.model import AutoregressiveModel
 from armm.training.layout import part_of, spread, whole
 
 DATA, TENSOR = "data_parallel", "tensor_parallel"  # as Lightning names the dimensions of its mesh
+
+HALF = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 Orders = dict[str, Tensor]
 """(rows,) by name of a parameter: which row of the model's own order stands where."""
@@ -39,10 +41,14 @@ def check_dealable(model: AutoregressiveModel, n: int) -> None:
             raise InputError(f"tensor is {n}, but model.backbone's {what} is {number}; give a divisor of it")
 
 
-def shard(model: AutoregressiveModel, mesh: DeviceMesh) -> Orders:
+def shard(model: AutoregressiveModel, mesh: DeviceMesh, half: bool) -> Orders:
     """Deal a model out over a mesh of (data, tensor) processes, in place; once.
 
     All processes take the weights of the first.
+
+    Args:
+        half: the blocks' weights are sent and used in bfloat16, for products that are made in it anyway. Gradients are
+            added up, and weights kept, in float32.
 
     Raises InputError: it cannot be dealt out so.
     """
@@ -53,7 +59,9 @@ def shard(model: AutoregressiveModel, mesh: DeviceMesh) -> Orders:
         # a number has no parts
         numbers = {parameter for parameter in model.parameters() if not parameter.dim()}
         for block in blocks_of(model):
-            fully_shard(block, mesh=mesh[DATA], ignored_params=numbers)
+            fully_shard(
+                block, mesh=mesh[DATA], ignored_params=numbers, mp_policy=HALF if half else MixedPrecisionPolicy()
+            )
         fully_shard(model, mesh=mesh[DATA], ignored_params=numbers)
         register_fsdp_forward_method(model, "log_prob")
     return orders
