@@ -30,7 +30,7 @@ class Machines:
     network: float = 50e9
     storage: float = 10e9
     hashing: float = 0.5e9
-    share: float = 0.45
+    share: float = 0.36
 
 
 MACHINES = Machines()
@@ -41,7 +41,7 @@ LLAMA_7B = Transformer(width=4096, n_layers=32, n_heads=32, mlp="swiglu", mlp_wi
 class Plan:
     """Attributes:
     vocab: of the tokens. context: of a window. windows: a GPU takes at once. accumulate: of those in a step.
-    data: bytes of tokens. shard_tokens: of one shard of the data, `armm prepare --shard-mb 2048`, of 4 bytes of text each.
+    data: bytes of tokens. shard_tokens: of a shard, 4 bytes of text each, by `armm prepare --shard-mb 2048`.
     minutes: between two checkpoints.
     """
 
@@ -172,7 +172,7 @@ def lines(plan: Plan) -> list[str]:
     m = plan.machines
     said = [
         f"{plan.parameters / 1e9:.2f}B parameters ({plan.matrices / 1e9:.2f}B in blocks), {m.n_gpus} GPUs",
-        f"{plan.tokens / 1e12:.1f}T tokens of {plan.symbol_bytes} bytes, in {plan.tokens / plan.shard_tokens:,.0f} shards "
+        f"{plan.tokens / 1e12:.1f}T tokens of {plan.symbol_bytes} bytes, {plan.tokens / plan.shard_tokens:,.0f} shards "
         f"of {plan.shard_tokens * plan.symbol_bytes / GB:.2f} GB",
         "",
         "memory of a GPU, GB",

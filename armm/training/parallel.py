@@ -39,6 +39,10 @@ class Sharded(ModelParallelStrategy):
         self.orders: Orders = {}
         """Of the rows of the weights whose rows are not in the model's own order."""
 
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True  # by `load_optimizer_state_dict`
+
     def setup_environment(self) -> None:
         n, tensor = self.num_nodes * self.num_processes, self._tensor_parallel_size
         assert isinstance(tensor, int)

@@ -7,6 +7,7 @@ batches, and documents of different modalities and lengths.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,11 @@ import torch
 from laws.many_ranks import ADAMW, MUON, N_STEPS, STOP, KillAt, Killed, curve
 from laws.test_resume import free_port
 from laws.tiny_runs import CASES, Given
+from safetensors.torch import load_file
 from torch import distributed
 
+from armm import bundle
+from armm.cli import main
 from armm.training import DataModule
 from armm.training.bundling import model_of
 from armm.training.checkpoints import DamagedError, check, newest
@@ -161,3 +165,39 @@ def test_damage_to_a_part_is_seen(two: tuple[list[dict[str, Any]], Path], tmp_pa
         (copy / name).write_bytes(bytes(content))
         with pytest.raises(DamagedError, match=name.replace(".", r"\.")):
             check(copy)
+
+
+CLI = (
+    "train",
+    "image/digits",
+    "--model.modalities.image.init_args.head.init_args.channels=4",
+    "--model.backbone.init_args={width: 16, n_layers: 1, n_heads: 2}",
+    "--model.activation_checkpointing=true",
+    "--data.batch_size=4",
+    "--data.n_val=4",
+    "--trainer.limit_test_batches=2",
+    "--trainer.val_check_interval=2",
+    "--trainer.max_steps=4",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=2",
+    "--trainer.precision=bf16-mixed",
+    "--trainer.strategy=armm.training.Sharded",
+)
+
+
+def test_a_run_of_two_processes_from_the_command_line(tmp_path: Path) -> None:
+    """By recipe keys: what it leaves is a run like any other, its checkpoint is a bundle on one process, and `--resume`
+    goes on."""
+    run = tmp_path / "run"
+    started(2, ["-m", "armm.cli", *CLI, f"--run_dir={run}"])
+    scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert scores["steps"] == 4 and scores["test"]["image"]["bits_per_dim"] > 0
+    saved = newest(run)
+    assert saved is not None and saved.path.is_dir() and saved.step == 4
+    assert main(["consolidate", str(run), f"--out={tmp_path / 'bundle'}"]) == 0
+    own, written = (load_file(place / "weights.safetensors") for place in (tmp_path / "bundle", run / "model"))
+    assert own.keys() == written.keys() and all(torch.equal(own[name], written[name]) for name in own)
+    assert bundle.load(run).n_parameters == bundle.load(tmp_path / "bundle").n_parameters
+    output = started(2, ["-m", "armm.cli", "train", "--resume", str(run), "--trainer.max_steps=6"])[0]
+    assert "step 4" in output
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["steps"] == 6
