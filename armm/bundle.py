@@ -42,23 +42,15 @@ def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] |
     folder = Path(folder).resolve()  # a link stays, what it points to is replaced
     if folder.exists() and not _may_replace(folder):
         raise InputError(f"{folder} holds files that are no bundle's; choose another folder or empty it")
-    config = {
-        "format": FORMAT,
-        "armm": version("armm"),
-        "modalities": {name: to_spec(modality) for name, modality in model.modalities.items()},
-        "backbone": to_spec(model.backbone_config),
-        "layout": model.grammar.layout,
-        "context": model.grammar.context,
-        "files": {name: sorted(modality.files()) for name, modality in model.modalities.items()},
-        "about": about or {},
-    }
+    description = describe(model)
+    config = description["config"] | {"about": about or {}}
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        for name, modality in model.modalities.items():
-            for file, content in modality.files().items():
+        for name, files in description["files"].items():
+            for file, content in files.items():
                 (beside / f"{name}.{file}").write_bytes(content)
         (beside / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         save_model(model, str(beside / WEIGHTS))
@@ -75,6 +67,21 @@ def save(model: AutoregressiveModel, folder: str | Path, about: dict[str, Any] |
         for left in (beside, old):
             shutil.rmtree(left, ignore_errors=True)
     return folder
+
+
+def describe(model: AutoregressiveModel) -> dict[str, Any]:
+    """Everything of a model but its weights, in plain types: what `build` makes it of."""
+    files = {name: dict(modality.files()) for name, modality in model.modalities.items()}
+    config = {
+        "format": FORMAT,
+        "armm": version("armm"),
+        "modalities": {name: to_spec(modality) for name, modality in model.modalities.items()},
+        "backbone": to_spec(model.backbone_config),
+        "layout": model.grammar.layout,
+        "context": model.grammar.context,
+        "files": {name: sorted(own) for name, own in files.items()},
+    }
+    return {"config": config, "files": files}
 
 
 def _may_replace(folder: Path) -> bool:
@@ -162,7 +169,7 @@ def load(place: str | Path, device: str = "cpu", weights: str = "float") -> Auto
     folder = find(place)
     config = read_config(folder)
     try:
-        model = _build(folder, config)
+        model = build({"config": config, "files": _files(folder, config)}, str(folder))
     except (TypeError, KeyError, AttributeError) as error:  # valid JSON, but not what `save` wrote
         raise InputError(
             f"{folder / CONFIG} describes no model ({error!r}); the bundle is damaged, copy it again"
@@ -188,26 +195,36 @@ def load(place: str | Path, device: str = "cpu", weights: str = "float") -> Auto
     return quantise(model, weights).eval()
 
 
-def _build(folder: Path, config: dict[str, Any]) -> AutoregressiveModel:
-    """The model that a configuration describes, its weights still random.
+def _files(folder: Path, config: dict[str, Any]) -> dict[str, dict[str, bytes]]:
+    """What modalities learned.
 
-    Raises InputError: it cannot be built, or what a modality learned is missing.
+    Raises InputError: it is missing.
     """
-    modalities = {}
-    for name, spec in config["modalities"].items():
-        files = {}
+    found: dict[str, dict[str, bytes]] = {}
+    for name in config["modalities"]:
+        found[name] = {}
         for file in config["files"].get(name, []):
             try:
-                files[file] = (folder / f"{name}.{file}").read_bytes()
+                found[name][file] = (folder / f"{name}.{file}").read_bytes()
             except OSError as error:
                 raise InputError(f"{folder / f'{name}.{file}'} is missing; the bundle is not complete") from error
-        try:
-            modality = from_spec(spec, Modality)
-            modalities[name] = modality.with_files(files) if files else modality
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from error
+    return found
+
+
+def build(description: dict[str, Any], place: str) -> AutoregressiveModel:
+    """The model that `describe` describes, its weights still random.
+
+    place: where the description is from.
+
+    Raises InputError: it cannot be built.
+    """
+    config = description["config"]
     try:
+        modalities = {}
+        for name, spec in config["modalities"].items():
+            modality, files = from_spec(spec, Modality), description["files"].get(name)
+            modalities[name] = modality.with_files(files) if files else modality
         backbone = from_spec(config["backbone"], BackboneConfig)
         return AutoregressiveModel(modalities, backbone, config["layout"], config["context"])
     except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from error
+        raise InputError(f"{place}: {error}") from error

@@ -1,4 +1,4 @@
-"""The command line: `armm train | generate | score | evaluate | ...`; `COMMANDS` is all of it.
+"""The command line: `armm train | generate | score | ...`; `armm --help` lists the commands.
 
 A user's mistake is one line on standard error and exit code 2; Ctrl-C is exit code 130.
 """
@@ -39,6 +39,14 @@ def generate(arguments: list[str]) -> int:
 
 def reproduce(arguments: list[str]) -> int:
     from armm.commands.reproduce import run
+
+    return run(arguments)
+
+
+def consolidate(arguments: list[str]) -> int:
+    if find_spec("lightning") is None:
+        raise InputError('checkpoints need lightning: pip install "armm[train]"')
+    from armm.commands.consolidate import run
 
     return run(arguments)
 
@@ -88,6 +96,7 @@ def demo(arguments: list[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "train a recipe: armm train image/digits --trainer.max_steps 500"),
     "prepare": (prepare, "text of any size as token shards to train on: armm prepare text/shards TEXT... --out DIR"),
+    "consolidate": (consolidate, "a bundle of a run's latest checkpoint: armm consolidate RUN"),
     "generate": (generate, "sample from a trained model: armm generate RUN --n 16 --out samples/"),
     "reproduce": (reproduce, "make a sample again from what its file says, and compare: armm reproduce FILE"),
     "score": (score, "bits of files under a model: armm score RUN FILE..."),

@@ -13,9 +13,7 @@ from tiny_training import QUIET, Given, module_of
 from torch import Tensor
 
 from armm import bundle
-from armm.errors import InputError
 from armm.training import DataModule, GenerativeModule, Optimization, Recorder
-from armm.training.ema import EMA
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -128,10 +126,3 @@ def test_lending_gives_back_after_an_error() -> None:
         assert not same(weights(module), before)
         raise RuntimeError
     assert same(weights(module), before)
-
-
-def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their average would be that of a part."""
-    monkeypatch.setattr("armm.training.ema.DTensor", torch.nn.Parameter)
-    with pytest.raises(InputError, match="ema"):
-        EMA(0.9).start(torch.nn.Linear(2, 2))

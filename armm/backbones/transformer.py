@@ -8,6 +8,7 @@ Axes: B rows, N positions, S keys, D width, H heads, G key/value heads, E head w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from armm.backbones import fused
 from armm.backbones.backbone import Backbone, BackboneConfig, BackboneState
@@ -149,11 +151,19 @@ def build_norm(width: int, config: Transformer) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped keys and values, optionally reading a cache."""
+    """Causal self-attention with grouped keys and values, optionally reading a cache.
+
+    Attributes:
+        n_heads, n_kv_heads: those of this process; the others are elsewhere where heads are dealt out (tensor
+            parallelism).
+        share: where they are, what takes this process's part of value embeddings, and their scale.
+    """
 
     def __init__(self, config: Transformer, has_values: bool) -> None:
         super().__init__()
         self.config = config
+        self.n_heads, self.n_kv_heads = config.n_heads, config.kv_heads
+        self.share: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         size = config.kv_heads * config.head_width
         self.qkv = nn.Linear(config.width, config.width + 2 * size, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
@@ -172,21 +182,29 @@ class Attention(nn.Module):
 
         turns: the rotation as `fused.turns_of` gives it, where that applies.
         """
-        c = self.config
+        c, n_heads, n_qk = self.config, self.n_heads, self.n_heads + self.n_kv_heads
         qkv = self.qkv(x)
-        if c.n_heads == c.kv_heads and fused.applies(qkv) and (rotation is None or turns is not None):
+        if n_heads == self.n_kv_heads and fused.applies(qkv) and (rotation is None or turns is not None):
             eps = c.norm_eps if c.qk_norm else None
-            q, k, v = fused.Heads.apply(qkv, c.n_heads, eps, turns)
-            return q, k, v if values is None else v + self.value_scale * heads_of(values, c.head_width)
+            turns = turns and (turns[0].to(qkv.dtype), turns[1].to(qkv.dtype))
+            q, k, v = fused.Heads.apply(qkv, n_heads, eps, turns)
+            return q, k, v if values is None else v + self.added(values)
         whole = qkv.unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2G, N, E)
-        qk, v = whole[:, : c.n_heads + c.kv_heads], whole[:, c.n_heads + c.kv_heads :]
+        qk, v = whole[:, :n_qk], whole[:, n_qk:]
         if values is not None:
-            v = v + self.value_scale * heads_of(values, c.head_width)
+            v = v + self.added(values)
         if c.qk_norm:
             qk = self.norm(qk)
         if rotation is not None:
             qk = rotate(qk, rotation)
-        return qk[:, : c.n_heads], qk[:, c.n_heads :], v
+        return qk[:, :n_heads], qk[:, n_heads:], v
+
+    def added(self, values: Tensor) -> Tensor:
+        """What value embeddings add to the values, (B, G, N, E)."""
+        scale = self.value_scale
+        if self.share is not None:
+            values, scale = self.share(values, scale)
+        return scale * heads_of(values, self.config.head_width)
 
     def finish(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Causal where there is no mask. Returns (B, N, D)."""
@@ -219,7 +237,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+    """Pre-norm attention and MLP.
+
+    Attributes:
+        recompute: keep nothing of a training step but the input, and compute the rest anew for the gradient (activation
+            checkpointing, arXiv:1604.06174).
+    """
 
     def __init__(self, config: Transformer, has_values: bool) -> None:
         super().__init__()
@@ -230,6 +253,37 @@ class Block(nn.Module):
         if config.residual_scalars:
             self.scale = nn.Parameter(torch.tensor([1.0, 0.1]))
         self.has_scale = config.residual_scalars
+        self.recompute = False
+
+    def forward(
+        self,
+        x: Tensor,
+        first: Tensor,
+        values: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        turns: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """(B, N, D) of the stream, as it is and as it was at first -> (B, N, D). Causal where there is no mask."""
+        if self.recompute and torch.is_grad_enabled():
+            out = checkpoint(self.whole, x, first, values, rotation, turns, mask, use_reentrant=False)
+            assert isinstance(out, Tensor)
+            return out
+        return self.whole(x, first, values, rotation, turns, mask)
+
+    def whole(
+        self,
+        x: Tensor,
+        first: Tensor,
+        values: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        turns: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """See `forward`."""
+        x = self.enter(x, first)
+        q, k, v = self.attention.project(self.attention_norm(x), values, rotation, turns)
+        return self.finish(x, self.attention.finish(q, k, v, mask))
 
     def enter(self, x: Tensor, first: Tensor) -> Tensor:
         return self.scale[0] * x + self.scale[1] * first if self.has_scale else x
@@ -288,6 +342,13 @@ class TransformerBackbone(Backbone):
             x = x + self.positions[positions.clamp(max=self.config.max_positions - 1)]
         return self.dropout(x)
 
+    @property
+    def n_heads(self) -> int:
+        """Those of this process."""
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        return first.attention.n_heads
+
     def split_values(self, values: Tensor | None) -> list[Tensor | None]:
         """One piece of the value embeddings for each layer that takes them, None for the others."""
         pieces: list[Tensor | None] = [None] * self.config.n_layers
@@ -303,16 +364,13 @@ class TransformerBackbone(Backbone):
         rotation, window = self.rotation(x, positions), self.config.window
         turns = None
         if rotation is not None and fused.applies(x):
-            turns = fused.turns_of(rotation, self.config.n_heads, fused.product_type(x))
+            turns = fused.turns_of(rotation, self.n_heads, fused.product_type(x))
         mask = None
         if window is not None and window < n:
             mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().triu(1 - window)[None, None]
         first = x = self.start(x, positions)
         for block, own in zip(self.blocks, self.split_values(values), strict=True):
-            assert isinstance(block, Block)
-            x = block.enter(x, first)
-            q, k, v = block.attention.project(block.attention_norm(x), own, rotation, turns)
-            x = block.finish(x, block.attention.finish(q, k, v, mask))
+            x = block(x, first, own, rotation, turns, mask)
         return self.norm(x)
 
     def state(self, n_rows: int, min_rows: int = 1) -> BackboneState:

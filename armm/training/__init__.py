@@ -6,6 +6,7 @@ from armm.training.data import DataModule
 from armm.training.guard import Guard
 from armm.training.module import GenerativeModule
 from armm.training.optim import Optimization
+from armm.training.parallel import Sharded
 from armm.training.saving import Checkpointing, Checkpoints
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Recorder",
     "SampleLogger",
     "ScheduledSampling",
+    "Sharded",
     "TokenDropout",
 ]

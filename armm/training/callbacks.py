@@ -24,6 +24,7 @@ from armm.model import AutoregressiveModel
 from armm.sequence import Document
 from armm.training.data import DataModule, conditions_of
 from armm.training.module import GenerativeModule
+from armm.training.ranks import data_rank
 from armm.training.speed import SpeedMonitor
 
 
@@ -103,7 +104,9 @@ class Recorder(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
             self.interrupted = True
-            self._record_fit(trainer, module)
+            # the processes of a sharded model may not all be here; its checkpoint can be made a bundle
+            if not (isinstance(module, GenerativeModule) and module.sharded):
+                self._record_fit(trainer, module)
 
     def _record_fit(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write, with the seconds so far while training runs."""
@@ -118,7 +121,16 @@ class Recorder(L.Callback):
 
     def record(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Write the bundle and the scores so far."""
-        if not trainer.is_global_zero or not isinstance(module, GenerativeModule) or module.net is None:
+        if not isinstance(module, GenerativeModule) or module.net is None:
+            return
+        with module.ema.lending(module) if module.ema else nullcontext():
+            if module.sharded:  # all of them bring it together, before the first one writes
+                self._write(trainer, module, module.sharded.whole_model(module.model))
+            elif trainer.is_global_zero:
+                self._write(trainer, module, module.model)
+
+    def _write(self, trainer: L.Trainer, module: GenerativeModule, model: AutoregressiveModel | None) -> None:
+        if model is None:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         content = {
@@ -126,7 +138,7 @@ class Recorder(L.Callback):
             "seed": self.seed,
             "training_seconds": round(self.training_seconds, 2),
             "n_parameters": module.model.n_parameters,
-            "symbols_seen": module.n_seen * trainer.world_size,  # about; the other ranks' batches are of like size
+            "symbols_seen": module.n_seen * data_rank(trainer).n_ranks,  # about; others' batches are of like size
             "steps": trainer.global_step,
             "versions": {
                 **{name: version(name) for name in ("armm", "torch", "lightning")},
@@ -139,13 +151,12 @@ class Recorder(L.Callback):
             **({"left_out": data.n_left_out} if isinstance(data, DataModule) and data.n_left_out else {}),
             **({"skipped_steps": module.skipped_steps} if module.skipped_steps else {}),
         }
-        with module.ema.lending(module) if module.ema else nullcontext():
-            bundle.save(module.model, self.folder / "model", about=content)
+        bundle.save(model, self.folder / "model", about=content)
         write_json(self.folder / "metrics.json", content)
 
 
 class SampleLogger(L.Callback):
-    """Logs samples to TensorBoard at every validation.
+    """Logs samples to TensorBoard at every validation, but not those of a model that is dealt out over processes.
 
     Args:
         n: how many. seed: of the samples; the same at every validation, so that they can be compared.
@@ -160,6 +171,8 @@ class SampleLogger(L.Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or not boards or not trainer.is_global_zero:
             return
         assert isinstance(module, GenerativeModule)
+        if module.sharded:
+            return
         data = trainer.datamodule  # type: ignore[attr-defined]
         prompts = conditions(data, self.n) if isinstance(data, DataModule) else None
         model = module.model

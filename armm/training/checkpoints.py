@@ -7,25 +7,29 @@ checkpoint is a folder of such as the strategy writes, with that JSON, about eve
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from armm.errors import InputError
+from armm.training.digest import Hashing, digest, digest_of
+from armm.training.sharded_checkpoints import is_sharded_checkpoint, read
 
 FOLDER = "checkpoints"  # of a run
 MARK = b"ARMMCKP1"
 LENGTH = 8  # bytes of the length of the line of JSON
 MANIFEST = "manifest.json"
+READERS = 8  # files of a folder that are looked at together
 
 
 class DamagedError(Exception):
@@ -48,20 +52,6 @@ class Saved:
     @property
     def when(self) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.at))
-
-
-class Hashing:
-    """A file to write to, whose checksum is known in the end."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash = file, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def sync_folder(folder: Path) -> None:
@@ -105,6 +95,8 @@ class CheckedIO(TorchCheckpointIO):
             check(Path(path))
         except DamagedError as error:
             raise InputError(f"{path} is damaged: {error}; name another checkpoint") from error
+        if is_sharded_checkpoint(Path(path)):
+            return read(Path(path), like=lambda place: None)
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -131,38 +123,37 @@ def _check_file(path: Path) -> dict[str, Any]:
             raise DamagedError("its end is missing")
         file.seek(size - tail - length)
         about = json.loads(file.read(length))
-        if about["size"] != size - tail - length or _digest(file, about["size"]) != about["sha256"]:
+        if about["size"] != size - tail - length or digest(file, about["size"]) != about["sha256"]:
             raise DamagedError("its checksum differs")
     return about
 
 
-def _digest(file: BinaryIO, size: int) -> str:
-    """The checksum of a file's first bytes."""
-    file.seek(0)
-    total = hashlib.sha256()
-    while size and (piece := file.read(min(size, 1 << 20))):
-        total.update(piece)
-        size -= len(piece)
-    return total.hexdigest()
-
-
 def _check_folder(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for name, (size, digest) in about["files"].items():
-        with (folder / name).open("rb") as file:
-            if os.fstat(file.fileno()).st_size != size or _digest(file, size) != digest:
-                raise DamagedError(f"the checksum of its {name} differs")
+    files: dict[str, list[Any]] = about["files"]
+    for name, (size, _) in files.items():
+        if (folder / name).stat().st_size != size:
+            raise DamagedError(f"the size of its {name} differs")
+    if rank_zero_only.rank == 0:  # enough that one process reads them; the others go on with what it has found
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(lambda name: list(digest_of(folder / name)), files)
+            for (name, wanted), own in zip(files.items(), found, strict=True):
+                if own != wanted:
+                    raise DamagedError(f"the checksum of its {name} differs")
     return about
 
 
-def seal(folder: Path, step: int, epoch: int) -> None:
-    """Sync a folder that a strategy has written its shards to, and write down their checksums."""
+def seal(folder: Path, step: int, epoch: int, known: Mapping[str, tuple[int, str]] | None = None) -> None:
+    """Sync a folder that a strategy has written its shards to, and write down their checksums.
+
+    known: those that the processes that wrote the files have found.
+    """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-            size = os.fstat(file.fileno()).st_size
-            files[path.relative_to(folder).as_posix()] = size, _digest(file, size)
+        name = path.relative_to(folder).as_posix()
+        files[name] = (known or {}).get(name) or digest_of(path)
     about = {"step": step, "epoch": epoch, "at": time.time(), "files": files}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(about, file)

@@ -355,7 +355,10 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     if cli.recorder.interrupted:
         number = (cli.checkpoints and cli.checkpoints.signal) or signal.SIGINT
         if rank_zero_only.rank == 0:
-            print(f"\nstopped at step {cli.trainer.global_step}; the model so far is in {cli.run_dir / 'model'}")
+            kept = f"in {cli.run_dir / 'model'}"
+            if cli.model.sharded:
+                kept = f"in its checkpoint; as a bundle: armm consolidate {cli.run_dir}"
+            print(f"\nstopped at step {cli.trainer.global_step}; the model so far is {kept}")
             if in_run(cli.run_dir):
                 print(f"go on with it: armm train --resume {cli.run_dir}")
         return 128 + number

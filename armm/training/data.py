@@ -24,6 +24,7 @@ from armm.modality import Modality
 from armm.sequence import Batch, Document
 from armm.training.order import Drawn, Slots, StatelessBatches
 from armm.training.position import Position
+from armm.training.ranks import DataRank, data_rank
 from armm.windows import is_open_ended, room, windows
 
 READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
@@ -228,7 +229,7 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
-        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, n_ranks = self._rank()
         self._order = partial(StatelessBatches, self._slots(), self.batch_size, self.seed)
         (epoch, batch), self._position = self._position or Position(0, 0), None
         order = self._order(rank, n_ranks)
@@ -244,7 +245,7 @@ class DataModule(L.LightningDataModule):
     def items_of(self, epoch: int, batches: Iterable[int]) -> list[dict[str, Any]]:
         """What some batches of an epoch consist of, on all ranks: items by number, draws, and files where there are."""
         assert self._order is not None, "train_dataloader comes first"
-        n_ranks = self.trainer.world_size if self.trainer else 1
+        n_ranks = self._rank().n_ranks
         keys = []
         for rank in range(n_ranks):
             order = self._order(rank, n_ranks)
@@ -279,12 +280,15 @@ class DataModule(L.LightningDataModule):
         self._position = Position(state["epoch"], state["batch"])
 
     def _same_order(self) -> dict[str, int]:
-        n_ranks = self.trainer.world_size if self.trainer else 1
+        n_ranks = self._rank().n_ranks
         return {
             "the number of training documents": len(self.train),
             "data.batch_size times the number of ranks": self.batch_size * n_ranks,
             "data.seed": self.seed,
         }
+
+    def _rank(self) -> DataRank:
+        return data_rank(self.trainer)
 
     def _slots(self) -> Slots:
         """What an epoch visits: every document, a long one as many times as it takes crops to cover it."""
@@ -335,9 +339,8 @@ class DataModule(L.LightningDataModule):
 
     def _scored(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
-        # the loader takes any sequence
-        pieces: Dataset[Document] = self._scored_pieces(split)  # type: ignore[assignment]
-        return DataLoader(pieces, batch_size=self.eval_batch_size, collate_fn=Collate(self.grammar, counted=True))
+        batches = DealtBatches(self._scored_pieces(split), self.eval_batch_size, self._rank())
+        return DataLoader(batches, batch_size=None, collate_fn=CollateDealt(Collate(self.grammar, counted=True)))
 
     def _scored_pieces(self, split: Literal["val", "test"]) -> Sequence[Document]:
         if split not in self._pieces:  # too many to read before they are needed
@@ -408,6 +411,27 @@ class Windows(Sequence[Document]):
         return piece
 
 
+class DealtBatches(Dataset[tuple[list[Document], bool]]):
+    """A process's batches of a split, and of each whether it counts.
+
+    Every process has as many, as they have to compute together: some repeat the last one, which does not count.
+    """
+
+    def __init__(self, documents: Sequence[Document], batch_size: int, rank: DataRank) -> None:
+        self.documents, self.batch_size, self.rank = documents, batch_size, rank
+        self.n_batches = -(-len(documents) // batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.n_batches // self.rank.n_ranks)
+
+    def __getitem__(self, at: int) -> tuple[list[Document], bool]:
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        number = at * self.rank.n_ranks + self.rank.rank
+        first = min(number, self.n_batches - 1) * self.batch_size
+        return list(self.documents[first : first + self.batch_size]), number < self.n_batches
+
+
 class Collate:
     """Documents to (batch, counts); picklable for worker processes."""
 
@@ -417,3 +441,15 @@ class Collate:
     def __call__(self, documents: list[Document]) -> tuple[Batch, Counts]:
         counts = count(documents, self.grammar.modalities) if self.counted else {}
         return self.grammar.collate(documents), counts
+
+
+class CollateDealt:
+    """The same for batches of which some do not count: those have no counts."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, dealt: tuple[list[Document], bool]) -> tuple[Batch, Counts]:
+        documents, is_new = dealt
+        batch, counts = self.collate(documents)
+        return batch, counts if is_new else {}

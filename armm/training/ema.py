@@ -12,10 +12,14 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from armm.errors import InputError
 from armm.training.guard import StepGuard
+from armm.training.layout import local, part_again
+
+
+def parts_of(module: nn.Module) -> dict[str, Tensor]:
+    """What this process holds of a module's parameters."""
+    return {name: local(parameter.detach()) for name, parameter in module.named_parameters()}
 
 
 class EMA(L.Callback):
@@ -36,15 +40,8 @@ class EMA(L.Callback):
     # ---------------------------------------------------------------- averaging
 
     def start(self, module: nn.Module) -> None:
-        """Begin with the weights as they are; an average that was loaded goes on.
-
-        Raises InputError: the parameters are sharded.
-        """
-        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-            raise InputError(
-                "model.optimization.ema averages whole weights, those of a sharded model are not; set it to null"
-            )
-        current = {name: p.detach() for name, p in module.named_parameters()}
+        """Begin with the weights as they are; an average that was loaded goes on."""
+        current = parts_of(module)
         if not self.average:
             self.average = {name: p.clone() for name, p in current.items()}
         self.average = {name: own.to(current[name]) for name, own in self.average.items()}
@@ -59,7 +56,7 @@ class EMA(L.Callback):
             return
         n = self.n_updates = self.n_updates.to(good.device) + good
         weight = torch.where(good, 1 - torch.clamp((1 + n) / (10 + n), max=self.decay), 0.0)
-        current = dict(module.named_parameters())
+        current = parts_of(module)
         with torch.no_grad():
             pairs = list(self.average.values()), [current[name] for name in self.average]
             torch._foreach_lerp_(*pairs, weight)  # type: ignore[attr-defined]
@@ -67,8 +64,9 @@ class EMA(L.Callback):
     def swap(self, module: nn.Module) -> None:
         """Exchange the module's weights and the average."""
         self.lent = not self.lent
+        part_again(module)
         with torch.no_grad():
-            for name, parameter in module.named_parameters():
+            for name, parameter in parts_of(module).items():
                 kept = parameter.clone()
                 parameter.copy_(self.average[name])
                 self.average[name].copy_(kept)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from armm.errors import InputError
+from armm.training.layout import local
 
 DECAY = 0.98  # of the running mean and variance of the loss: about the last 50 steps
 DEVIATIONS = 6.0  # a spike is also so many standard deviations above the mean, for losses that vary much by nature
@@ -167,11 +167,6 @@ class StepGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._statistics, self.skipped = torch.tensor(state["statistics"]), deque(state["skipped"])
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def tensors_in(state: Any) -> list[Tensor]:

@@ -13,10 +13,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from armm import bundle
 from armm.backbones import BackboneConfig, Transformer
 from armm.errors import InputError
 from armm.modality import Modality
@@ -25,10 +26,15 @@ from armm.sequence import Batch
 from armm.training.corruption import Corruption, corrupted
 from armm.training.data import STRUCTURE, Counts, DataModule
 from armm.training.ema import EMA
-from armm.training.guard import Guard, Step, StepGuard, local
+from armm.training.guard import Guard, Step, StepGuard
+from armm.training.layout import local, squares
 from armm.training.optim import Optimization, build
+from armm.training.parallel import Sharded
 from armm.training.position import settle
+from armm.training.ranks import data_rank
 from armm.training.schedule import progress_of
+from armm.training.sharding import blocks_of
+from armm.training.validation import Scores
 
 
 class GenerativeModule(L.LightningModule):
@@ -44,6 +50,8 @@ class GenerativeModule(L.LightningModule):
         corruption: by modality, what is done in training to the symbols that are read as the past; none by default.
         guard: which steps are skipped because they would do harm, and when the run gives up.
         compile: compile the training step's forward pass with torch.compile; minutes on a CPU.
+        activation_checkpointing: keep only the input of each of the backbone's blocks for the gradient, and compute the
+            rest anew: a third more arithmetic, a fraction of the memory.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class GenerativeModule(L.LightningModule):
         guard: Guard = Guard(),  # noqa: B008 - frozen
         compile: bool = False,
         corruption: dict[str, list[Corruption]] | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.modalities: Mapping[str, Modality] = modalities
@@ -78,7 +87,7 @@ class GenerativeModule(L.LightningModule):
             raise InputError(f"{STRUCTURE!r} cannot name a modality: the bits of control symbols are reported under it")
         self.net: AutoregressiveModel | None = None
         self.ema = EMA(optimization.ema) if optimization.ema else None
-        self.compile_step = compile
+        self.compile_step, self.activation_checkpointing = compile, activation_checkpointing
         self._compiled: Callable[..., LogProbs] | None = None
         self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
         self.diagnostics: dict[str, dict[str, Any]] = {}
@@ -100,7 +109,7 @@ class GenerativeModule(L.LightningModule):
         self._learning: list[torch.nn.Parameter] = []  # those with a gradient in this step
         self.skipped_steps: list[dict[str, Any]] = []
         """The latest steps that were skipped, and everything they would have learned from; on rank 0."""
-        self._sums: dict[str, list[float]] = {}
+        self._scores = Scores({})
 
     @property
     def model(self) -> AutoregressiveModel:
@@ -126,6 +135,10 @@ class GenerativeModule(L.LightningModule):
             data.attach(net.grammar)
             for name in fitted:
                 net.head(name).set_unigram(data.unigram(name))
+            if self.activation_checkpointing and not blocks_of(net):
+                raise InputError("model.activation_checkpointing is for a transformer's blocks; set it to false")
+            for block in blocks_of(net):
+                block.recompute = self.activation_checkpointing
             self.net = net
         elif data.grammar is None:
             data.fit_modalities(self.model.modalities)
@@ -135,6 +148,16 @@ class GenerativeModule(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, DataModule), "train with armm.training.DataModule"
         self.prepare(data)
+
+    @property
+    def sharded(self) -> Sharded | None:
+        """What has dealt the model out over several processes, if anything has."""
+        strategy = self.trainer.strategy
+        return strategy if isinstance(strategy, Sharded) else None
+
+    def configure_model(self) -> None:
+        if self.sharded:
+            self.sharded.shard(self.model)
 
     def configure_callbacks(self) -> list[L.Callback]:
         return [self.ema] if self.ema else []
@@ -170,7 +193,7 @@ class GenerativeModule(L.LightningModule):
         """Make dropout, the only noise in a step, a function of (seed, batch, rank): a run goes on as if never
         interrupted, on any number of processes, and there is no generator state to keep."""
         assert self._noise_seed is not None
-        key = [self._noise_seed & (2**64 - 1), self.trainer.fit_loop.total_batch_idx, self.global_rank]
+        key = [self._noise_seed & (2**64 - 1), self.trainer.fit_loop.total_batch_idx, data_rank(self.trainer).rank]
         # what loggers take for the step; after a restart the Trainer's is one more if a validation was due
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
@@ -212,7 +235,12 @@ class GenerativeModule(L.LightningModule):
     def log_prob(self, batch: Batch) -> LogProbs:
         """The model's, for training: compiled if asked for, with normalisers if they are penalised."""
         if self.compile_step and self._compiled is None:
-            self._compiled = torch.compile(self.model.log_prob)
+            if self.sharded:  # between blocks their weights come and go
+                for block in blocks_of(self.model):
+                    block.whole = torch.compile(block.whole)  # type: ignore[method-assign]
+                self._compiled = self.model.log_prob
+            else:
+                self._compiled = torch.compile(self.model.log_prob)
         read = corrupted(self.corruption, batch, self.model) if self.corruption else None
         log_prob = self._compiled or self.model.log_prob
         return log_prob(batch, only_scored=True, normalisers=self.optimization.z_loss > 0, read=read)
@@ -238,18 +266,20 @@ class GenerativeModule(L.LightningModule):
         """Turn the gradient of summed nats into that of their mean over all batches and ranks, and judge the step."""
         self.is_between_steps = False
         asked = torch.tensor(self.requests).to(self._window) if any(self.requests) else self._window.new_zeros(3)
-        totals = torch.cat([self._window, asked])  # symbols, nats, requests
-        n_ranks = self.trainer.world_size
-        if n_ranks > 1:  # not `strategy.reduce`, which has all ranks wait for each other
-            torch.distributed.all_reduce(totals)
-        n_symbols, nats, requests = totals[0], totals[1], totals[2:]
-        # gradients are averaged over ranks, so the count is too
-        scale = torch.where(n_symbols > 0, n_ranks / n_symbols, 0.0)
         self._learning = [parameter for parameter in self.parameters() if parameter.grad is not None]
         gradients = [parameter.grad for parameter in self._learning if parameter.grad is not None]
+        n_ranks = self.trainer.world_size
+        totals = torch.cat([self._window, asked])  # symbols, nats, requests
+        if self.sharded:
+            self.sharded.average([gradient for gradient in gradients if not isinstance(gradient, DTensor)])
+            totals = torch.cat([totals, squares(gradients, n_ranks)[None].to(totals)])
+        if n_ranks > 1:  # not `strategy.reduce`, which has all ranks wait for each other
+            torch.distributed.all_reduce(totals)
+        n_symbols, nats, requests = totals[0], totals[1], totals[2:5]
+        # gradients are averaged over ranks, so the count is too
+        scale = torch.where(n_symbols > 0, n_ranks / n_symbols, 0.0)
         torch._foreach_mul_([local(gradient) for gradient in gradients], scale)  # type: ignore[attr-defined]
-        norm = get_total_norm(gradients)
-        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._norm = totals[5].sqrt() * scale if self.sharded else get_total_norm(gradients)
         self._window = torch.zeros_like(self._window)
         self.requests = [0.0, 0.0, 0.0]
         loss = torch.where(n_symbols > 0, nats / n_symbols, 0.0)  # a batch may hold conditions only
@@ -262,10 +292,15 @@ class GenerativeModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):  # whose norm is known already
-            clip_grads_with_norm_(self._learning, float(gradient_clip_val), self._norm)
+        gradients = [local(parameter.grad) for parameter in self._learning if parameter.grad is not None]
+        if not gradient_clip_val or not gradients:
+            return
+        if gradient_clip_algorithm in (None, "norm"):  # whose norm is known already
+            factor = torch.clamp(float(gradient_clip_val) / (self._norm + 1e-6), max=1.0)  # as torch has it
+            torch._foreach_mul_(gradients, factor)  # type: ignore[attr-defined]
         else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            torch._foreach_clamp_min_(gradients, -float(gradient_clip_val))  # type: ignore[attr-defined]
+            torch._foreach_clamp_max_(gradients, float(gradient_clip_val))  # type: ignore[attr-defined]
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """A step, undone where it was bad."""
@@ -317,46 +352,26 @@ class GenerativeModule(L.LightningModule):
 
     def _score(self, data: tuple[Batch, Counts]) -> None:
         batch, counts = data
-        with torch.autocast(self.device.type, enabled=False):  # bits are always those of float32
+        # bits are those of float32, but where processes send each other weights in less
+        half = self.sharded is not None and self.sharded.is_half
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             nats = self.model.log_prob(batch, only_scored=True)
-        for name, segment in batch.segments.items():
-            n_bits, n_nats = counts.get(name, (0, 0))
-            total = -float((nats.payload[name] * segment.weights[..., None]).double().sum())
-            self._add(name, total, n_bits, n_nats)
-        _, structure = nats.scored(batch)
-        if nats.decisions or nats.headers or nats.control.numel():
-            self._add(STRUCTURE, float(structure), *counts.get(STRUCTURE, (0, 0)))
-
-    def _add(self, name: str, nats: float, n_bits: int, n_nats: int) -> None:
-        sums = self._sums.setdefault(name, [0.0, 0.0, 0.0])
-        for i, value in enumerate((nats, n_bits, n_nats)):
-            sums[i] += value
+        self._scores.add(batch, nats, counts)
 
     def _finish(self, split: str) -> None:
-        results: dict[str, dict[str, float]] = {}
-        all_nats = []
-        for name, sums in self._sums.items():
-            if self.trainer.world_size > 1:
-                sums = self.trainer.strategy.reduce(torch.tensor(sums, device=self.device), reduce_op="sum").tolist()  # type: ignore[union-attr]
-            nats, n_bits, n_nats = sums
-            all_nats.append(nats)
-            if not n_bits:
-                continue
-            if name == STRUCTURE:
-                results[name] = {"bits_per_document": nats / math.log(2) / n_bits}
-                continue
-            modality = self.model.modalities[name]
-            results[name] = {
-                f"bits_per_{modality.bits_per}": nats / math.log(2) / n_bits,
-                f"nats_per_{modality.nats_per}": nats / n_nats,
-            }
+        self._scores.over_all(self.trainer, self.device)
+        self.metrics[split] = results = self._scores.results()
         if split == "val":
-            self.validation_bits = math.fsum(all_nats) / math.log(2)
-        self._sums = {}
-        self.metrics[split] = results
+            self.validation_bits = self._scores.bits()
         for name, values in results.items():
             for key, value in values.items():
                 self.log(f"{split}/{name}/{key}", value, prog_bar=key.startswith("bits") and name != STRUCTURE)
+
+    def on_validation_epoch_start(self) -> None:
+        self._scores = Scores(self.model.modalities)
+
+    def on_test_epoch_start(self) -> None:
+        self._scores = Scores(self.model.modalities)
 
     def validation_step(self, data: tuple[Batch, Counts], index: int) -> None:
         self._score(data)
@@ -386,6 +401,7 @@ class GenerativeModule(L.LightningModule):
             "diagnostics": self.diagnostics,
             "skipped_steps": self.skipped_steps,
             "optimization": repr(self.optimization),
+            "model": bundle.describe(self.model),  # so that a bundle can be made of it
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

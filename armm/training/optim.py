@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from armm.errors import InputError
 from armm.model import AutoregressiveModel
+from armm.training.layout import local
 from armm.training.muon import BatchedMuon
 from armm.training.schedule import Shape, factor
 
@@ -92,29 +94,54 @@ class Optimization:
 
 
 class MuonAdamW(Optimizer):
-    """Two optimisers as one, so that a Trainer clips, accumulates, schedules and saves them together."""
+    """Two optimisers as one, so that a Trainer clips, accumulates, schedules and saves them together.
+
+    Of parameters that are dealt out over processes (DTensor) both see this process's parts, which are ordinary tensors.
+
+    Attributes:
+        parameters: of each part, in the order of its state.
+    """
 
     def __init__(self, matrices: list[nn.Parameter], others: list[dict[str, Any]], config: Optimization) -> None:
-        fused = all(p.device.type in ("cpu", "cuda") for group in others for p in group["params"])
-        adamw = AdamW(others, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=fused or None)
+        self.parameters = [[p for group in others for p in group["params"]], matrices]
+        self._dealt = {p: nn.Parameter(local(p.detach())) for own in self.parameters for p in own if is_dealt(p)}
+        groups = [{**group, "params": self._own(group["params"])} for group in others]
+        fused = all(p.device.type in ("cpu", "cuda") for own in self.parameters for p in own)
+        adamw = AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=fused or None)
         self.parts: list[Optimizer] = [adamw]
         if matrices:
+            layouts = {own: p for p, own in self._dealt.items() if isinstance(p, DTensor)}
             self.parts.append(
-                BatchedMuon(matrices, lr=config.muon_lr, momentum=config.momentum, weight_decay=config.weight_decay)
+                BatchedMuon(self._own(matrices), config.muon_lr, config.momentum, config.weight_decay, layouts)
             )
         groups = [group for part in self.parts for group in part.param_groups]
         super().__init__(groups, {})
         # one list of groups, whose dictionaries the parts share: a scheduler's change reaches both
         self.param_groups = groups
 
+    def _own(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        return [self._dealt.get(p, p) for p in parameters]
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for parameter, own in self._dealt.items():
+            own.grad = None if parameter.grad is None else local(parameter.grad)
         for part in self.parts:
             part.step()
+        for own in self._dealt.values():
+            own.grad = None
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for parameter in self._dealt:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                local(parameter.grad).zero_()
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
@@ -123,6 +150,10 @@ class MuonAdamW(Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def is_dealt(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, DTensor)
 
 
 def kind_of(name: str, parameter: nn.Parameter) -> Kind:
@@ -136,7 +167,7 @@ def kind_of(name: str, parameter: nn.Parameter) -> Kind:
     return "embeddings"
 
 
-def build(model: AutoregressiveModel, config: Optimization) -> Optimizer:
+def build(model: AutoregressiveModel, config: Optimization) -> MuonAdamW:
     """The optimiser of a model."""
     hidden = {id(p) for name in model.heads for p in model.head(name).hidden_matrices()} if config.muon_heads else set()
     muon: list[nn.Parameter] = []

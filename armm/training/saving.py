@@ -22,7 +22,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 
 from armm.errors import InputError
-from armm.training.checkpoints import place_for, remove, seal, sync_folder, tidy
+from armm.training.checkpoints import MANIFEST, place_for, remove, seal, sync_folder, tidy
 from armm.training.module import GenerativeModule
 
 
@@ -182,7 +182,8 @@ class Checkpoints(Checkpoint):
                 raise
             if trainer.is_global_zero:
                 if beside.is_dir():
-                    seal(beside, trainer.global_step, trainer.current_epoch)
+                    if not (beside / MANIFEST).exists():
+                        seal(beside, trainer.global_step, trainer.current_epoch)
                     remove(path)
                 beside.replace(path)
                 sync_folder(path.parent)

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from armm.sequence import Batch
 from armm.training.module import GenerativeModule
+from armm.training.ranks import data_rank
 
 FETCH = "train_dataloader_next"  # how Lightning names the fetching of a batch
 BACKWARD = 3  # a step's arithmetic as a multiple of the forward pass's: gradients of inputs and of weights
@@ -98,7 +99,8 @@ class SpeedMonitor(L.Callback):
     ) -> None:
         if not self.flops_per_unit:
             assert isinstance(pl_module, GenerativeModule)
-            self.flops_per_unit = flops_per_unit(pl_module, batch[0])
+            n_sharing = trainer.world_size // data_rank(trainer).n_ranks  # a batch's work
+            self.flops_per_unit = flops_per_unit(pl_module, batch[0]) / n_sharing
             self._clock = perf_counter()
 
     def on_train_batch_end(

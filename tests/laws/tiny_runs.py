@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -21,7 +21,8 @@ from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
 from armm.training import DataModule, GenerativeModule, Optimization
 from armm.training.checkpoints import CheckedIO, newest
-from armm.training.guard import tensors_in
+from armm.training.guard import Step, tensors_in
+from armm.training.layout import local, part_again
 from armm.training.saving import Checkpointing, Checkpoints
 
 BACKBONE = Transformer(width=8, n_layers=1, n_heads=2, dropout=0.2)
@@ -111,6 +112,29 @@ class Watched(GenerativeModule):
             Watched.gradients = {n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
 
 
+class Curve(GenerativeModule):
+    """Keeps every step's loss, over all accumulated batches and processes, and its gradient's norm; the latest run's.
+
+    Also the weights it ended with, whole; in the first process.
+    """
+
+    steps: ClassVar[list[tuple[float, float]]] = []
+    weights: ClassVar[dict[str, Tensor]] = {}
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        Curve.steps = []
+
+    def _take_note(self, steps: list[Step]) -> None:
+        super()._take_note(steps)
+        Curve.steps += [(step.loss, step.norm) for step in steps]
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        model = self.sharded.whole_model(self.model) if self.sharded else self.model
+        Curve.weights = {name: own.clone() for name, own in model.state_dict().items()} if model else {}
+
+
 class Diary(L.Callback):
     """Notes every step's loss, and every validation's bits."""
 
@@ -182,6 +206,7 @@ def train(
 def result_of(trainer: L.Trainer, module: GenerativeModule, diary: Diary) -> Result:
     moments = tensors_in([optimizer.state_dict() for optimizer in trainer.optimizers])
     rates = [torch.tensor([float(group["lr"]) for group in trainer.optimizers[0].param_groups], dtype=torch.float64)]
-    weights = [parameter.detach() for parameter in module.parameters()]
+    part_again(module)
+    weights = [local(parameter.detach()) for parameter in module.parameters()]
     kept = tensors_in([callback.state_dict() for callback in trainer.callbacks])  # type: ignore[attr-defined]
     return Result([*weights, *moments, *rates, *kept], module.n_seen, diary.losses, diary.validations)

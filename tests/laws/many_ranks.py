@@ -1,0 +1,94 @@
+"""One of several processes that train one model: `many_ranks.py FOLDER`, started by test_many_ranks.py."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from laws.tiny_runs import Curve, Result, train
+
+from armm.training import Optimization, Sharded
+
+ADAMW = Optimization(warmup=0.2, weight_decay=0.1, muon_lr=0.0, lr=1e-2, ema=0.7)
+MUON = replace(ADAMW, muon_lr=0.02)
+N_STEPS, STOP = 6, 3
+N_DOCUMENTS = 4  # of a step, over all processes and accumulated batches
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+class KillAt(L.Callback):
+    """Ends everything after STOP steps."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == STOP:
+            raise Killed
+
+
+def curve(folder: Path, optimization: Optimization, n_data: int, **options: Any) -> dict[str, Any]:
+    """What a run, or the rest of one, comes to.
+
+    n_data: processes that take different data.
+    """
+    result = train(
+        "mixed",
+        folder,
+        batch_size=N_DOCUMENTS // 2 // n_data,
+        accumulate=2,
+        n_steps=N_STEPS,
+        dropout=0.0,
+        module_class=Curve,
+        optimization=optimization,
+        **options,
+    )
+    return {"steps": Curve.steps, "weights": Curve.weights, "validations": result.validations, "digest": digest(result)}
+
+
+def digest(result: Result) -> str:
+    return result.digest()
+
+
+def all_runs(folder: Path) -> dict[str, Any]:
+    """Every way to train with all processes; what one process left in `one` is gone on with."""
+    n = int(os.environ["WORLD_SIZE"])
+    ways: dict[str, tuple[int, dict[str, Any]]] = {
+        "ddp": (n, {"devices": n, "strategy": "ddp"}),
+        "fsdp": (n, {"devices": n, "strategy": Sharded()}),
+        "tensor": (n // 2, {"devices": n, "strategy": Sharded(tensor=2)}),
+    }
+    found: dict[str, Any] = {}
+    for name, (n_data, options) in ways.items():
+        for rule, optimization in (("adamw", ADAMW), ("muon", MUON)):
+            place = folder / name / rule
+            found[f"{name} {rule}"] = curve(place, optimization, n_data, **options)
+    sharded = {"devices": n, "strategy": Sharded()}
+    with contextlib.suppress(Killed):
+        curve(folder / "stopped", MUON, n, callbacks=[KillAt()], **sharded)
+    if not int(os.environ["LOCAL_RANK"]):
+        shutil.copytree(folder / "stopped", folder / "left")  # for one process to go on with
+    torch.distributed.barrier()
+    found["resumed"] = curve(folder / "stopped", MUON, n, devices=n, strategy=Sharded())
+    for name, options in (("fsdp", {"strategy": Sharded()}), ("tensor", {"strategy": Sharded(tensor=2)})):
+        n_data = n if name == "fsdp" else n // 2
+        found[f"one, then {name}"] = curve(folder / "one" / name, MUON, n_data, devices=n, **options)
+    return found
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    place = Path(sys.argv[1])
+    torch.save(all_runs(place), place / f"found{os.environ['LOCAL_RANK']}.pt")

@@ -1,0 +1,203 @@
+"""Training on many devices is training on one: the same losses, and checkpoints that either goes on with.
+
+The ways are DDP, FSDP2 and tensor parallelism, by two processes of gloo on the CPU, with moving averages, accumulated
+batches, and documents of different modalities and lengths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laws.many_ranks import ADAMW, MUON, N_STEPS, STOP, KillAt, Killed, curve
+from laws.test_resume import free_port
+from laws.tiny_runs import CASES, Given
+from safetensors.torch import load_file
+from torch import distributed
+
+from armm import bundle
+from armm.cli import main
+from armm.training import DataModule
+from armm.training.bundling import model_of
+from armm.training.checkpoints import DamagedError, check, newest
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+HERE = Path(__file__).parent
+CLOSE = {"adamw": 1e-5, "muon": 2e-3}  # of losses and norms; Muon multiplies matrices in bfloat16
+
+
+def started(n: int, script: list[str], seconds: float = 200) -> list[str]:
+    """What n processes that train together print, in the order of their ranks."""
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(n),
+        "NODE_RANK": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": ":".join([str(HERE.parent), *sys.path[1:]]),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *script],
+            env=environment | {"LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(n)
+    ]
+    try:
+        outputs = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(err[-3000:] for _, err in outputs)
+    return [out for out, _ in outputs]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A single process's runs; and the folder in which it left some in the middle."""
+    folder = tmp_path_factory.mktemp("one")
+    found: dict[str, Any] = {"folder": folder}
+    for rule, optimization in (("adamw", ADAMW), ("muon", MUON)):
+        found[rule] = curve(folder / rule, optimization, 1)
+    with contextlib.suppress(Killed):
+        curve(folder / "left", MUON, 1, callbacks=[KillAt()])
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(one: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
+    """What each of two processes found, and where."""
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("fsdp", "tensor"):
+        shutil.copytree(one["folder"] / "left", folder / "one" / name)
+    started(2, [str(HERE / "many_ranks.py"), str(folder)])
+    return [torch.load(folder / f"found{rank}.pt", weights_only=True) for rank in range(2)], folder
+
+
+def assert_same(own: dict[str, Any], expected: dict[str, Any], rule: str) -> None:
+    """The steps that both took, the validations, and the weights at the end."""
+    n = min(len(own["steps"]), len(expected["steps"]))
+    close = CLOSE[rule]
+    assert n >= N_STEPS - STOP
+    torch.testing.assert_close(own["steps"][-n:], expected["steps"][-n:], rtol=close, atol=close)
+    for step, bits in own["validations"].items():
+        assert bits == pytest.approx(expected["validations"][step], rel=close)
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(own["weights"][name], weight, rtol=0.0, atol=10 * close)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "tensor"])
+def test_two_processes_learn_what_one_does(
+    way: str, rule: str, one: dict[str, Any], two: tuple[list[dict[str, Any]], Path]
+) -> None:
+    """To 1e-5: documents are not of one length or modality, so means of means, a gradient that a process lacks, or
+    heads' weights in another order would show; as would a Muon that orthogonalises parts of matrices."""
+    assert_same(two[0][0][f"{way} {rule}"], one[rule], rule)
+    assert len({step[0] for step in one[rule]["steps"]}) == N_STEPS
+
+
+def test_parts_are_resumed_exactly(two: tuple[list[dict[str, Any]], Path]) -> None:
+    """Law 8 for FSDP2: bitwise, every process's part of weights, moments and average."""
+    for found in two[0]:
+        assert found["resumed"]["digest"] == found["fsdp muon"]["digest"]
+    assert two[0][0]["resumed"]["digest"] != two[0][1]["resumed"]["digest"]
+
+
+def test_one_process_goes_on_where_two_stopped(
+    one: dict[str, Any], two: tuple[list[dict[str, Any]], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(two[1] / "left", tmp_path / "left")
+    saved = newest(tmp_path / "left")
+    assert saved is not None and saved.path.is_dir() and saved.step == STOP
+    resumed = curve(tmp_path / "left", MUON, 1)
+    assert len(resumed["steps"]) == N_STEPS - STOP
+    assert_same(resumed, one["muon"], "muon")
+
+
+@pytest.mark.parametrize("way", ["fsdp", "tensor"])
+def test_two_processes_go_on_where_one_stopped(
+    way: str, one: dict[str, Any], two: tuple[list[dict[str, Any]], Path]
+) -> None:
+    resumed = two[0][0][f"one, then {way}"]
+    assert len(resumed["steps"]) == N_STEPS - STOP
+    assert_same(resumed, one["muon"], "muon")
+
+
+@pytest.mark.parametrize("way", ["fsdp", "tensor"])
+def test_a_bundle_of_parts_has_the_bits_of_the_whole(way: str, two: tuple[list[dict[str, Any]], Path]) -> None:
+    """What a checkpoint of parts says of its model is all that is needed; of its weights it has the average."""
+    saved = newest(two[1] / way / "adamw")
+    assert saved is not None and saved.step == N_STEPS
+    model, kind = model_of(saved.path)
+    assert kind == "the average of the weights"
+    items, options = CASES["mixed"][2], CASES["mixed"][3]
+    data = DataModule(Given(items), **options)
+    data.fit_modalities(model.modalities)
+    data.attach(model.grammar)
+    nats = sum(sum(float(part) for part in model.log_prob(b).scored(b)) for b, _ in data.val_dataloader())
+    expected = two[0][0][f"{way} adamw"]["validations"][N_STEPS]
+    assert nats / torch.log(torch.tensor(2.0)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_damage_to_a_part_is_seen(two: tuple[list[dict[str, Any]], Path], tmp_path: Path) -> None:
+    saved = newest(two[1] / "fsdp" / "muon")
+    assert saved is not None
+    parts = sorted(path.name for path in saved.path.glob("*.distcp"))
+    assert len(parts) == 2
+    for name in (parts[1], "meta.pt", ".metadata"):
+        copy = tmp_path / name.lstrip(".")
+        shutil.copytree(saved.path, copy)
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(bytes(content))
+        with pytest.raises(DamagedError, match=name.replace(".", r"\.")):
+            check(copy)
+
+
+CLI = (
+    "train",
+    "image/digits",
+    "--model.modalities.image.init_args.head.init_args.channels=4",
+    "--model.backbone.init_args={width: 16, n_layers: 1, n_heads: 2}",
+    "--model.activation_checkpointing=true",
+    "--data.batch_size=4",
+    "--data.n_val=4",
+    "--trainer.limit_test_batches=2",
+    "--trainer.val_check_interval=2",
+    "--trainer.max_steps=4",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=2",
+    "--trainer.precision=bf16-mixed",
+    "--trainer.strategy=armm.training.Sharded",
+)
+
+
+def test_a_run_of_two_processes_from_the_command_line(tmp_path: Path) -> None:
+    """By recipe keys: what it leaves is a run like any other, its checkpoint is a bundle on one process, and `--resume`
+    goes on."""
+    run = tmp_path / "run"
+    started(2, ["-m", "armm.cli", *CLI, f"--run_dir={run}"])
+    scores = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert scores["steps"] == 4 and scores["test"]["image"]["bits_per_dim"] > 0
+    saved = newest(run)
+    assert saved is not None and saved.path.is_dir() and saved.step == 4
+    assert main(["consolidate", str(run), f"--out={tmp_path / 'bundle'}"]) == 0
+    own, written = (load_file(place / "weights.safetensors") for place in (tmp_path / "bundle", run / "model"))
+    assert own.keys() == written.keys() and all(torch.equal(own[name], written[name]) for name in own)
+    assert bundle.load(run).n_parameters == bundle.load(tmp_path / "bundle").n_parameters
+    output = started(2, ["-m", "armm.cli", "train", "--resume", str(run), "--trainer.max_steps=6"])[0]
+    assert "step 4" in output
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["steps"] == 6
