@@ -14,8 +14,8 @@ from armm.errors import InputError
 def codec_bits(images: Sequence[np.ndarray]) -> dict[str, float]:
     """Bits a dimension of (H, W) or (H, W, 3) uint8 images as whole files, headers included, by kind of file.
 
-    `png` is as Pillow's `optimize` makes it, `png_palette` the smaller of that and, of pictures of up to 256 colours, of
-    one with a palette; `webp` is lossless, at the highest effort.
+    `png` is as Pillow's `optimize` makes it, `png_palette` the smaller of that and, of pictures of up to 256 colours,
+    of one with a palette; `webp` is lossless, at the highest effort.
 
     Raises InputError: there are no images, or Pillow is missing or cannot write WebP.
     """
