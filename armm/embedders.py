@@ -8,6 +8,7 @@ Axes: M units, K symbols, F header fields.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ class TokenEmbedder(nn.Module):
 
     def forward(self, symbols: Tensor, index: Tensor, header: Tensor) -> Tensor:
         """(M, 1) symbols -> (M, width)."""
-        return self.weight[symbols[:, 0]]
+        return F.embedding(symbols[:, 0], self.weight)
 
 
 class UnitEmbedder(nn.Module):

@@ -9,7 +9,7 @@ M listed units.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +32,15 @@ class LogProbs:
     Attributes:
         payload: (S, U, K) by modality. decisions: (S, U) by modality whose length is coded.
         headers: (S, F) by modality whose header is coded. control: (M,), in the order of the batch's control units.
+        normalisers: (S, U, K) by modality, the log of the sum that normalises each payload symbol's distribution, where
+            they were asked for.
     """
 
     payload: dict[str, Tensor]
     decisions: dict[str, Tensor]
     headers: dict[str, Tensor]
     control: Tensor
+    normalisers: dict[str, Tensor] = field(default_factory=dict)
 
     def scored(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums over what is not given: nats of payload and nats of structure, both negative log-probabilities."""
@@ -178,13 +181,13 @@ class AutoregressiveModel(nn.Module):
             for k in range(coded.shape[1]):
                 where = segment.rows * n + segment.starts - coded.shape[1] + k
                 place(Slot(Stage.HEADER, name, k), where, coded[:, k : k + 1], nothing, segment.header)
-            present = segment.present()
-            number = torch.arange(present.shape[1], device=present.device).expand_as(present)
+            n_units = segment.symbols.shape[1]
+            number = torch.arange(n_units, device=segment.rows.device).expand(len(segment.rows), -1)
             where = (segment.rows * n + segment.starts)[:, None] + number
-            header = segment.header[:, None].expand(-1, present.shape[1], -1)
-            place(
-                Slot(Stage.PAYLOAD, name, 0), where[present], segment.symbols[present], number[present], header[present]
-            )
+            header = segment.header[:, None].expand(-1, n_units, -1)
+            whole = [t.flatten(0, 1) for t in (where, segment.symbols, number, header)]
+            listed = segment.listed
+            place(Slot(Stage.PAYLOAD, name, 0), *(whole if listed is None else [t[listed] for t in whole]))
         # shifted by one unit: unit n is conditioned on units before n only
         x = torch.cat([self.begin.expand(n_rows, 1, -1), units.view(n_rows, n, width)[:, :-1]], dim=1)
         if values is not None:
@@ -199,36 +202,43 @@ class AutoregressiveModel(nn.Module):
         coded = [modality.coded_header(tuple(header)) for header in segment.header.tolist()]
         return torch.tensor(coded, dtype=torch.int64, device=segment.header.device)
 
-    def log_prob(self, batch: Batch) -> LogProbs:
-        """Nats of every symbol of a batch, 0 where there is no symbol."""
+    def log_prob(self, batch: Batch, normalisers: bool = False) -> LogProbs:
+        """Nats of every symbol of a batch, 0 where there is no symbol.
+
+        normalisers: give those of the payload too.
+        """
         contexts = self.contexts(batch).flatten(0, 1)
         n = batch.n_positions
-        payload, decisions, headers = {}, {}, {}
+        payload, decisions, headers, logs = {}, {}, {}, {}
         for name, segment in batch.segments.items():
             present = segment.present()
             number = torch.arange(present.shape[1], device=present.device)
             where = (segment.rows * n + segment.starts)[:, None] + number.clamp(max=n - 1)
             context = contexts[where.clamp(max=len(contexts) - 1)]
-            payload[name] = self.head(name).log_prob(context, segment.symbols, segment.known, segment.header)
+            coded = (context, segment.symbols, segment.known, segment.header)
+            if normalisers:
+                payload[name], logs[name] = self.head(name).log_prob_and_normaliser(*coded)
+            else:
+                payload[name] = self.head(name).log_prob(*coded)
             if name in self.decisions:
                 slot, index = Slot(Stage.DECISION, name, 0), number.expand_as(present)
                 logits = self.structure_logits(slot, context, index)
                 nats = logits.log_softmax(-1).gather(-1, segment.ends[..., None])[..., 0]
                 decisions[name] = torch.where(present, nats, 0.0)
-            coded = self.coded_headers(name, segment)
-            if coded.shape[1]:
+            header = self.coded_headers(name, segment)
+            if header.shape[1]:
                 columns = []
-                for k in range(coded.shape[1]):
-                    context = contexts[segment.rows * n + segment.starts - coded.shape[1] + k]
+                for k in range(header.shape[1]):
+                    context = contexts[segment.rows * n + segment.starts - header.shape[1] + k]
                     logits = self.structure_logits(Slot(Stage.HEADER, name, k), context, number[:0])
-                    columns.append(logits.log_softmax(-1).gather(-1, coded[:, k : k + 1])[:, 0])
+                    columns.append(logits.log_softmax(-1).gather(-1, header[:, k : k + 1])[:, 0])
                 headers[name] = torch.stack(columns, dim=1)
         control = contexts.new_zeros(0)
         if batch.control_rows.numel():
             context = contexts[batch.control_rows * n + batch.control_positions]
             logits = self.structure_logits(Slot(Stage.CONTROL, "", 0), context, batch.control_rows)
             control = logits.log_softmax(-1).gather(-1, batch.control_values[:, None])[:, 0]
-        return LogProbs(payload, decisions, headers, control)
+        return LogProbs(payload, decisions, headers, control, logs)
 
     def stream_log_prob(self, document: Document) -> Tensor:
         """(T,) nats of a document's symbols in the order of its stream, by the parallel view."""

@@ -10,6 +10,7 @@ K symbols of a unit, F header fields.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -108,6 +109,12 @@ class SegmentBatch:
     weights: Tensor
     ends: Tensor
 
+    @cached_property
+    def listed(self) -> Tensor | None:
+        """(M,) the units that exist, as indices into all S U of them; None where all do."""
+        present = self.present().flatten()
+        return None if bool(present.all()) else present.nonzero()[:, 0]
+
     def present(self) -> Tensor:
         """(S, U) bool: the unit exists."""
         steps = torch.arange(self.symbols.shape[1], device=self.symbols.device)
@@ -147,15 +154,18 @@ class Batch:
         return int(self.lengths.max()) if self.lengths.numel() else 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on another device."""
+        """The batch on another device.
+
+        Which units exist is found out here, where the batch comes from: asking a GPU makes everyone wait for it.
+        """
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=non_blocking)
 
-        segments = {
-            name: SegmentBatch(*(move(getattr(segment, field.name)) for field in fields(SegmentBatch)))
-            for name, segment in self.segments.items()
-        }
+        segments = {}
+        for name, segment in self.segments.items():
+            segments[name] = SegmentBatch(*(move(getattr(segment, field.name)) for field in fields(SegmentBatch)))
+            segments[name].listed = None if segment.listed is None else move(segment.listed)
         return Batch(
             move(self.lengths),
             segments,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from armm.backbones import fused
 from armm.backbones.backbone import Backbone, BackboneConfig, BackboneState
 from armm.backbones.transformer_state import TransformerState, attend
 from armm.errors import InputError
@@ -124,10 +125,23 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
+def heads_of(values: Tensor, head_width: int) -> Tensor:
+    return rearrange(values, "b n (h e) -> b h n e", e=head_width)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's own, with a cheaper gradient where there is no gain."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None and fused.applies(x):
+            return fused.RMSNorm.apply(x, self.eps, fused.product_type(x))
+        return super().forward(x)
+
+
 def build_norm(width: int, config: Transformer) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_gain)
-    return nn.RMSNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_gain)
+    return RMSNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_gain)
 
 
 class Attention(nn.Module):
@@ -148,10 +162,16 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) -> queries (B, H, N, E), keys and values (B, G, N, E)."""
         c = self.config
-        whole = self.qkv(x).unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2G, N, E)
+        qkv = self.qkv(x)
+        if c.n_heads == c.kv_heads and fused.applies(qkv):
+            eps = c.norm_eps if c.qk_norm else None
+            turns = None if rotation is None else fused.turns_of(rotation, c.n_heads, qkv.dtype)
+            q, k, v = fused.Heads.apply(qkv, c.n_heads, eps, turns)
+            return q, k, v if values is None else v + self.value_scale * heads_of(values, c.head_width)
+        whole = qkv.unflatten(-1, (-1, c.head_width)).transpose(1, 2)  # (B, H + 2G, N, E)
         qk, v = whole[:, : c.n_heads + c.kv_heads], whole[:, c.n_heads + c.kv_heads :]
         if values is not None:
-            v = v + self.value_scale * rearrange(values, "b n (h e) -> b h n e", e=c.head_width)
+            v = v + self.value_scale * heads_of(values, c.head_width)
         if c.qk_norm:
             qk = self.norm(qk)
         if rotation is not None:
@@ -161,7 +181,11 @@ class Attention(nn.Module):
     def finish(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Causal where there is no mask. Returns (B, N, D)."""
         dropout = self.config.dropout if self.training else 0.0
-        out = attend(q, k, v, mask, mask is None, self.config.attention_softcap, dropout)
+        plain = mask is None and not dropout and self.config.attention_softcap is None and q.shape == k.shape
+        if plain and q.dtype == torch.bfloat16 and q.shape[2] <= fused.LONGEST and fused.applies(q):
+            out = fused.attend_causally(q, k, v.to(q.dtype))
+        else:
+            out = attend(q, k, v, mask, mask is None, self.config.attention_softcap, dropout)
         return self.out(out.transpose(1, 2).flatten(2))
 
 
@@ -180,7 +204,7 @@ class MLP(nn.Module):
             return self.out(F.silu(gate) * up)
         if self.activation == "gelu":
             return self.out(F.gelu(hidden, approximate="tanh"))
-        return self.out(F.relu(hidden).square())
+        return self.out(fused.SquaredReLU.apply(hidden) if fused.applies(hidden) else F.relu(hidden).square())
 
 
 class Block(nn.Module):

@@ -75,7 +75,7 @@ class CategoricalHead(Head):
     def log_prob(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
         logits = self.distribution(context)
         target = symbols.clamp(max=self.vocab - 1).flatten()
-        nats = F.cross_entropy(logits.flatten(0, 1), target, reduction="none").view(symbols.shape)
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), target, reduction="none").view(symbols.shape)
         return torch.where(known, -nats, 0.0)
 
     def state(self, n_rows: int, min_rows: int = 1) -> HeadState:

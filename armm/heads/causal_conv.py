@@ -74,6 +74,9 @@ class CausalConv(HeadConfig):
         return CausalConvHead(width, unit, self)
 
 
+LAYERS = (nn.Linear, nn.Conv2d)
+
+
 class CausalConvHead(Head):
     """The parallel view; `ConvState` is the same network one place at a time."""
 
@@ -173,6 +176,10 @@ class CausalConvHead(Head):
 
     def state(self, n_rows: int, min_rows: int = 1) -> HeadState:
         return ConvState(self, n_rows, min_rows)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        maps = [m.weight for part in (self.skip, self.halo) if part for m in part.modules() if isinstance(m, LAYERS)]
+        return [self.gates, self.residual, self.upsample.weight, *maps]  # type: ignore[list-item]
 
     def set_unigram(self, log_unigram: Tensor) -> None:
         self.distribution.set_unigram(log_unigram)

@@ -61,6 +61,19 @@ class Head(nn.Module, ABC):
     def log_prob(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
         """(S, U, K) float32 nats: the log-probability of each symbol, 0 where it is not known."""
 
+    def log_prob_and_normaliser(
+        self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`log_prob`, and the (S, U, K) log of the sum that normalises each symbol's distribution."""
+        logits = self.logits(context, symbols, known, header)
+        normaliser = logits.logsumexp(-1)
+        chosen = logits.gather(-1, symbols.clamp(max=logits.shape[-1] - 1)[..., None])[..., 0]
+        return torch.where(known, chosen - normaliser, 0.0), torch.where(known, normaliser, 0.0)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Maps from hidden features to hidden features: (rows, columns), stacks of them, or convolutions."""
+        return []
+
     @abstractmethod
     def state(self, n_rows: int, min_rows: int = 1) -> HeadState:
         """An empty state for stepping through one segment per row.

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -24,6 +25,7 @@ from armm.model import AutoregressiveModel
 from armm.sequence import Document
 from armm.training.data import DataModule
 from armm.training.module import GenerativeModule
+from armm.training.speed import SpeedMonitor
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -51,11 +53,20 @@ class Recorder(L.Callback):
     Args:
         folder: of the run.
         recipe: its name, for the record.
-        seed: of the run, for the record.
+        seed: of the run, for the record. speed: what measures it, for the record.
+        precision: why it was chosen, for the record.
     """
 
-    def __init__(self, folder: Path, recipe: str, seed: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: str,
+        seed: int | None,
+        speed: SpeedMonitor | None = None,
+        precision: str | None = None,
+    ) -> None:
         self.folder, self.recipe, self.seed = folder, recipe, seed
+        self.speed, self.precision = speed, precision
         self.interrupted = False
         self.validated_at = -1  # the step of the latest validation
         self._began: float | None = None
@@ -121,10 +132,13 @@ class Recorder(L.Callback):
                 **{name: version(name) for name in ("armm", "torch", "lightning")},
                 "python": platform.python_version(),
             },
+            "precision": {"used": str(trainer.precision)} | ({"reason": self.precision} if self.precision else {}),
+            **({"speed": self.speed.summary(), "history": self.speed.history} if self.speed else {}),
             **module.metrics,
             **({"skipped_steps": module.skipped_steps} if module.skipped_steps else {}),
         }
-        bundle.save(module.model, self.folder / "model", about=content)
+        with module.ema.lending(module) if module.ema else nullcontext():
+            bundle.save(module.model, self.folder / "model", about=content)
         write_json(self.folder / "metrics.json", content)
 
 

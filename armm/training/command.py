@@ -31,7 +31,9 @@ from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
 from armm.training.complaints import LOADER_DIED, explain, of_a_library, plain
 from armm.training.data import DataModule
+from armm.training.memory import keep_freed_memory
 from armm.training.module import GenerativeModule
+from armm.training.precision import AUTO, allow_auto, choose, several_processes
 from armm.training.progress import StepProgress
 from armm.training.resuming import (
     CONFIG,
@@ -44,6 +46,8 @@ from armm.training.resuming import (
     take,
 )
 from armm.training.saving import Checkpointing, Checkpoints
+from armm.training.size import SIZES, with_size
+from armm.training.speed import FetchTimer, SpeedMonitor
 
 RUNS = Path("runs")
 DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
@@ -125,6 +129,7 @@ class TrainCLI(LightningCLI):
                 "max_steps": 1000,
                 "max_epochs": -1,
                 "gradient_clip_val": 1.0,
+                "precision": AUTO,
                 "check_val_every_n_epoch": None,
                 "val_check_interval": 250,
                 "log_every_n_steps": 10,
@@ -147,6 +152,13 @@ class TrainCLI(LightningCLI):
             help="The run's folder; runs/<recipe>/<version> by default.",
         )
         parser.add_class_arguments(Checkpointing, "checkpoints")
+        allow_auto(parser)
+        parser.add_argument(
+            "--size",
+            type=str | int | None,
+            default=None,
+            help=f"Width, depth, heads, rates and batch at once: a number of layers, or {', '.join(SIZES)}.",
+        )
         parser.add_argument("--n_samples", type=int, default=8, help="Samples logged at every validation; 0 for none.")
 
     def before_instantiate_classes(self) -> None:
@@ -168,7 +180,16 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer = self.config_init["trainer"]
-        self.recorder = Recorder(self.run_dir, self.recipe, self.config["seed_everything"])
+        speed, choice = SpeedMonitor(), None
+        if trainer["precision"] in (None, AUTO):
+            choice = choose(self.model, self.datamodule, str(trainer["accelerator"]), not several_processes(trainer))
+            kwargs["precision"] = self.config["trainer"]["precision"] = choice.precision
+            if rank_zero_only.rank == 0:
+                print(f"precision {choice.precision}: {choice.reason}")
+        if trainer["profiler"] is None:
+            kwargs["profiler"] = FetchTimer()
+        seed, reason = self.config["seed_everything"], choice.reason if choice else None
+        self.recorder = Recorder(self.run_dir, self.recipe, seed, speed, reason)
         if trainer["logger"] in (None, True):
             place, nothing = str(self.run_dir), ""
             since = self.saved.step if self.saved else None  # what a run that was killed drew later is void
@@ -178,7 +199,7 @@ class TrainCLI(LightningCLI):
             ]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)
         given = trainer["callbacks"] or []
-        own: list[L.Callback] = [self.recorder]
+        own: list[L.Callback] = [speed, self.recorder]
         if self.config["n_samples"]:
             own.append(SampleLogger(self.config["n_samples"]))
         if trainer["enable_progress_bar"] is not False:
@@ -247,6 +268,8 @@ def train(arguments: list[str]) -> int:
             print(f"{folder}: complete; train it longer by --trainer.max_steps, or begin a new run without --resume")
             return 0
         arguments = [*own, f"--run_dir={folder}"]
+    else:
+        arguments = with_size(arguments, yaml.safe_load(recipe.read_text(encoding="utf-8")))
     with in_one_line(recipe):
         return run(recipe, name, arguments, resumed=folder is not None)
 
@@ -294,6 +317,7 @@ def last_run(name: str, arguments: list[str]) -> Path | None:
 
 def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     """Train, validate, test, report."""
+    keep_freed_memory()
     cli = TrainCLI(name, ["--config", str(recipe), *arguments], resumed)
     cli.model.prepare(cli.datamodule)
     with keep_only_runs(cli.run_dir), pointing_at(cli.run_dir), in_one_line(recipe):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning as L
@@ -23,9 +23,11 @@ from armm.modality import Modality
 from armm.model import AutoregressiveModel, LogProbs
 from armm.sequence import Batch
 from armm.training.data import STRUCTURE, Counts, DataModule
+from armm.training.ema import EMA
 from armm.training.guard import Guard, Step, StepGuard, local
 from armm.training.optim import Optimization, build
 from armm.training.position import settle
+from armm.training.schedule import progress_of
 
 
 class GenerativeModule(L.LightningModule):
@@ -39,6 +41,7 @@ class GenerativeModule(L.LightningModule):
         optimization: rates, decay and schedule.
         weights: of each modality's symbols in the loss; 1 by default.
         guard: which steps are skipped because they would do harm, and when the run gives up.
+        compile: compile the training step's forward pass with torch.compile; minutes on a CPU.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class GenerativeModule(L.LightningModule):
         optimization: Optimization = Optimization(),  # noqa: B008 - frozen
         weights: dict[str, float] | None = None,
         guard: Guard = Guard(),  # noqa: B008 - frozen
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.modalities: Mapping[str, Modality] = modalities
@@ -66,6 +70,9 @@ class GenerativeModule(L.LightningModule):
         if STRUCTURE in modalities:
             raise InputError(f"{STRUCTURE!r} cannot name a modality: the bits of control symbols are reported under it")
         self.net: AutoregressiveModel | None = None
+        self.ema = EMA(optimization.ema) if optimization.ema else None
+        self.compile_step = compile
+        self._compiled: Callable[..., LogProbs] | None = None
         self.metrics: dict[str, dict[str, dict[str, float]]] = {"val": {}, "test": {}}
         self.validation_bits = math.inf
         """All bits of the latest validation, structure included: what the best checkpoint has least of."""
@@ -120,12 +127,13 @@ class GenerativeModule(L.LightningModule):
         assert isinstance(data, DataModule), "train with armm.training.DataModule"
         self.prepare(data)
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [self.ema] if self.ema else []
+
     def configure_optimizers(self) -> Any:
         optimizer = build(self.model, self.optimization)
-        n_steps = self.trainer.estimated_stepping_batches
-        if n_steps == float("inf"):
-            raise InputError("the run has no end to plan the learning rate for; set trainer.max_steps or max_epochs")
-        schedule = LambdaLR(optimizer, self.optimization.factor(int(n_steps)))
+        progress = progress_of(self.trainer)
+        schedule = LambdaLR(optimizer, lambda step: self.optimization.factor(*progress(step)))
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -176,18 +184,35 @@ class GenerativeModule(L.LightningModule):
 
     def training_step(self, data: tuple[Batch, Counts], index: int) -> Tensor:
         batch, _ = data
-        total, n_symbols = self.loss_sum(batch, self.model.log_prob(batch))
+        nats = self.log_prob(batch)
+        total, n_symbols = self.loss_sum(batch, nats)
         own = torch.stack([n_symbols.detach(), total.detach()]).float()
         self._window = self._window.to(total.device) + own
         n_seen = sum((segment.known.sum() for segment in batch.segments.values()), torch.zeros_like(self._seen))
         self._seen = self._seen.to(total.device) + n_seen
         mean = total.detach() / n_symbols.clamp(min=1e-9)  # a batch may hold conditions only
-        self.log("train/nats", mean, prog_bar=True, batch_size=batch.n_rows)
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if step % 10 == 0 or (step + 1) % every == 0:
+            self.log("train/nats", mean, prog_bar=True, batch_size=batch.n_rows)  # 1 ms, where small steps take 30
         # the sum, here; `on_before_optimizer_step` divides by the count of the whole step. The factor undoes the
         # Trainer's division by the number of accumulated batches. Embedders of absent modalities join at weight 0.
         if self.trainer.world_size > 1:
             total = total + 0.0 * sum(parameter.sum() for parameter in self.idle_parameters(batch))
-        return total * self.trainer.accumulate_grad_batches
+        return (total + self.penalty(batch, nats)) * self.trainer.accumulate_grad_batches
+
+    def log_prob(self, batch: Batch) -> LogProbs:
+        """The model's, for training: compiled if asked for, with normalisers if they are penalised."""
+        if self.compile_step and self._compiled is None:
+            self._compiled = torch.compile(self.model.log_prob)
+        return (self._compiled or self.model.log_prob)(batch, normalisers=self.optimization.z_loss > 0)
+
+    def penalty(self, batch: Batch, nats: LogProbs) -> Tensor:
+        """z-loss, summed like the nats; it is in no reported number."""
+        total = torch.zeros((), device=self.device)
+        for name, normaliser in nats.normalisers.items():
+            weight = self.weights.get(name, 1.0) * self.optimization.z_loss
+            total = total + weight * (normaliser.square() * batch.segments[name].scored()).sum()
+        return total
 
     def idle_parameters(self, batch: Batch) -> list[Tensor]:
         """Those that take no part in a batch; with several ranks every parameter must have a gradient."""

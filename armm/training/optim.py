@@ -1,21 +1,24 @@
 """Muon for the backbone's matrices, AdamW for everything else, and one schedule for both.
 
-Muon: Jordan et al. 2024, torch's own. Schedule: warm-up, constant, linear decay to zero (WSD, arXiv:2404.06395), as
-fractions of the run, so that a run of any length is warmed up and decayed.
+Muon: Jordan et al. 2024. Every kind of parameter has a rate of its own where one is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from armm.errors import InputError
 from armm.model import AutoregressiveModel
+from armm.training.muon import BatchedMuon
+from armm.training.schedule import Shape, factor
+
+Kind = Literal["matrices", "heads", "embeddings", "scalars"]
 
 
 @dataclass(frozen=True)
@@ -25,51 +28,79 @@ class Optimization:
     Attributes:
         lr: AdamW's peak learning rate.
         muon_lr: Muon's peak learning rate, for the two-dimensional weights of the backbone; 0 gives them to AdamW.
+        embedding_lr: AdamW's for embedding tables and learned positions; `lr` by default.
+        head_lr: AdamW's for the matrices of the heads; `lr` by default.
+        scalar_lr: AdamW's for gains, biases, residual scalars and other vectors; `lr` by default.
+        muon_heads: Muon takes the maps between hidden features of the heads too.
         momentum: of Muon.
         betas: of AdamW.
-        weight_decay: of all matrices, by either optimiser.
+        weight_decay: of all matrices and tables, by either optimiser.
+        schedule: `wsd` stays at the peak, then falls linearly (arXiv:2404.06395); `cosine` falls from the warm-up on
+            (arXiv:1608.03983).
         warmup: fraction of the run in which the rates rise linearly from zero.
-        decay: fraction of the run, its last, in which they fall linearly to zero.
+        decay: fraction of the run, its last, in which they fall; of `wsd` only.
+        final: fraction of the peak that they fall to.
+        ema: evaluate and keep an exponential moving average of the weights with this decay; none by default.
+        z_loss: weight of the squared log-normaliser of every symbol (PaLM, arXiv:2204.02311, 5); 0 for none.
     """
 
     lr: float = 3e-3
     muon_lr: float = 0.02
+    embedding_lr: float | None = None
+    head_lr: float | None = None
+    scalar_lr: float | None = None
+    muon_heads: bool = False
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
+    schedule: Shape = "wsd"
     warmup: float = 0.03
     decay: float = 0.5
+    final: float = 0.0
+    ema: float | None = None
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.muon_lr < 0 or self.weight_decay < 0:
             raise InputError("optimization: lr must be greater than 0, muon_lr and weight_decay at least 0")
+        for key in ("embedding_lr", "head_lr", "scalar_lr"):
+            rate = getattr(self, key)
+            if rate is not None and rate < 0:
+                raise InputError(f"optimization: {key} is {rate}, it must be at least 0; 0 leaves them as they begin")
+        if self.muon_heads and not self.muon_lr:
+            raise InputError("optimization: muon_heads needs Muon, whose rate is muon_lr: 0; raise it")
         if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
             raise InputError(
                 f"optimization: warmup {self.warmup} and decay {self.decay} are fractions of the run "
                 "and must add up to at most 1"
             )
+        if not 0 <= self.final <= 1:
+            raise InputError(f"optimization: final is {self.final}, a fraction of the peak between 0 and 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"optimization: ema is {self.ema}, a decay between 0 and 1 such as 0.999; null for none")
+        if self.z_loss < 0:
+            raise InputError(f"optimization: z_loss is {self.z_loss}, it must be at least 0")
 
-    def factor(self, n_steps: int) -> Callable[[int], float]:
-        """The learning rate at a step, as a fraction of its peak."""
-        warmup, decay = max(self.warmup * n_steps, 1), self.decay * n_steps
+    def factor(self, progress: float, step: float) -> float:
+        """The learning rate as a fraction of its peak; see `schedule.factor`."""
+        return factor(progress, step, self.schedule, self.warmup, self.decay, self.final)
 
-        def at(step: int) -> float:
-            rise = (step + 1) / warmup
-            fall = (n_steps - step) / decay if decay else 1.0
-            return max(0.0, min(1.0, rise, fall))
-
-        return at
+    def rate(self, kind: Kind) -> float:
+        """AdamW's peak rate of a kind of parameters."""
+        own = {"embeddings": self.embedding_lr, "heads": self.head_lr, "scalars": self.scalar_lr}.get(kind)
+        return self.lr if own is None else own
 
 
 class MuonAdamW(Optimizer):
     """Two optimisers as one, so that a Trainer clips, accumulates, schedules and saves them together."""
 
     def __init__(self, matrices: list[nn.Parameter], others: list[dict[str, Any]], config: Optimization) -> None:
-        adamw = AdamW(others, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=False)
+        fused = all(p.device.type in ("cpu", "cuda") for group in others for p in group["params"])
+        adamw = AdamW(others, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=fused or None)
         self.parts: list[Optimizer] = [adamw]
         if matrices:
             self.parts.append(
-                Muon(matrices, lr=config.muon_lr, momentum=config.momentum, weight_decay=config.weight_decay)
+                BatchedMuon(matrices, lr=config.muon_lr, momentum=config.momentum, weight_decay=config.weight_decay)
             )
         groups = [group for part in self.parts for group in part.param_groups]
         super().__init__(groups, {})
@@ -94,14 +125,35 @@ class MuonAdamW(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
+def kind_of(name: str, parameter: nn.Parameter) -> Kind:
+    """What a parameter of a model is, from its name in the model."""
+    if parameter.dim() < 2:
+        return "scalars"
+    if name.startswith(("heads.", "decisions.", "header_logits.")):
+        return "heads"
+    if name.startswith("backbone.") and not name.endswith("positions"):
+        return "matrices"
+    return "embeddings"
+
+
 def build(model: AutoregressiveModel, config: Optimization) -> Optimizer:
     """The optimiser of a model."""
-    in_backbone = {id(p) for p in model.backbone.parameters() if p.dim() == 2}
-    muon, decayed, plain = [], [], []
+    hidden = {id(p) for name in model.heads for p in model.head(name).hidden_matrices()} if config.muon_heads else set()
+    muon: list[nn.Parameter] = []
+    adamw: dict[Kind, list[nn.Parameter]] = {"heads": [], "embeddings": [], "matrices": [], "scalars": []}
     for name, parameter in model.named_parameters():
-        if id(parameter) in in_backbone and config.muon_lr and not name.endswith("positions"):
+        kind = kind_of(name, parameter)
+        if config.muon_lr and (kind == "matrices" or id(parameter) in hidden):
             muon.append(parameter)
         else:
-            (decayed if parameter.dim() >= 2 else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return MuonAdamW(muon, [group for group in groups if group["params"]], config)
+            adamw[kind].append(parameter)
+    groups = [
+        {
+            "params": params,
+            "lr": config.rate(kind),
+            "weight_decay": 0.0 if kind == "scalars" else config.weight_decay,
+        }
+        for kind, params in adamw.items()
+        if params
+    ]
+    return MuonAdamW(muon, groups, config)

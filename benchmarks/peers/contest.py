@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -30,12 +31,14 @@ class Contender:
         amount: symbols that a repetition makes; for a work measured in seconds, how many repetitions the work takes
             (more than 1 for those too slow to do all of it).
         warm: what is done once, unmeasured, before; a repetition by default.
+        tells: `run` returns a repetition's value in the work's unit itself, instead of being timed.
     """
 
     name: str
     run: Callable[[], object]
     amount: float = 1.0
     warm: Callable[[], object] | None = None
+    tells: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class Contest:
     Attributes:
         unit: of its values: `s` for the time it takes, anything else for a rate.
         ours: our own engine, as a user gets it.
-        exact: ours says that its samples are exact.
-        peers: those measured beside it. The fastest of them is the one the ratio is to.
+        exact: ours says that its samples are exact; None where there are no samples.
+        peers: those measured beside it. The best of them is the one the ratio is to.
+        variants: of ours, measured with the rest and told, in no ratio.
+        most: repetitions of each at most.
         given: a peer that needs no measuring, and its value.
         exact_mode, other_mode: a shorter piece of the same work with `exact=True` and `exact=False`.
         first_symbol: draws a first symbol and stops.
@@ -57,8 +62,10 @@ class Contest:
 
     unit: str
     ours: Contender
-    exact: bool
+    exact: bool | None
     peers: Sequence[Contender] = ()
+    variants: Sequence[Contender] = ()
+    most: int = MOST
     given: tuple[str, float] | None = None
     exact_mode: Contender | None = None
     other_mode: Contender | None = None
@@ -76,11 +83,13 @@ class Setting:
         device: where models are, `cpu` or `cuda`.
         seconds: how long the measured repetitions of a work should take together; at least 3 are made.
         bandwidth: bytes per second that the device's memory can be read at; 0 where not measured.
+        data: the file that training works learn from; none for what they have themselves.
     """
 
     device: str = "cpu"
     seconds: float = 20.0
     bandwidth: float = 0.0
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Result:
     peer: float | None
     peer_name: str | None
     ratio: float | None
-    exact: bool
+    exact: bool | None
 
 
 @dataclass
@@ -126,8 +135,8 @@ def choose(names: Sequence[str] | None, works: Mapping[str, Prepare]) -> dict[st
     return dict(works) if names is None else {name: works[name] for name in names}
 
 
-def measure(contenders: Sequence[Contender], seconds: float) -> list[list[float]]:
-    """Seconds of every contender's repetitions.
+def measure(contenders: Sequence[Contender], seconds: float, most: int = MOST) -> list[list[float]]:
+    """Seconds of every contender's repetitions, or what they tell.
 
     They take turns, every other time in the opposite order, so that a slow spell of the machine meets all of them.
     """
@@ -136,26 +145,31 @@ def measure(contenders: Sequence[Contender], seconds: float) -> list[list[float]
     times: list[list[float]] = [[] for _ in contenders]
     gc.collect()
     begin = perf_counter()
-    for repetition in range(MOST):
+    for repetition in range(most):
         spent = perf_counter() - begin
         if repetition >= LEAST and spent * (repetition + 1) / repetition > seconds:
             break
         order = list(enumerate(contenders))
         for i, contender in order if repetition % 2 == 0 else reversed(order):
             start = perf_counter()
-            contender.run()
-            times[i].append(perf_counter() - start)
+            told = contender.run()
+            times[i].append(float(told) if contender.tells else perf_counter() - start)  # type: ignore[arg-type]
     return times
+
+
+LESS_IS_BETTER = ("s", "nats/char")
 
 
 def value(unit: str, contender: Contender, seconds: float) -> float:
     """A repetition's time as a value in the work's unit."""
+    if contender.tells:
+        return seconds
     return seconds * contender.amount if unit == "s" else contender.amount / seconds
 
 
 def ratio(unit: str, ours: float, peer: float) -> float:
-    """How many times better ours is: greater than 1 where we are faster, whatever the unit."""
-    return peer / ours if unit == "s" else ours / peer
+    """How many times better ours is: greater than 1 where we are better, whatever the unit."""
+    return peer / ours if unit in LESS_IS_BETTER else ours / peer
 
 
 def line(work: str, who: str, number: str, spread: str = "", unit: str = "", beside: str = "") -> str:
@@ -169,18 +183,20 @@ def shown(number: float) -> str:
 def take(name: str, prepare: Prepare, setting: Setting, report: Report) -> None:
     """Make a work ready, measure it, print its lines, add them to the report."""
     contest = prepare(setting)
-    entrants = [contest.ours, *contest.peers]
-    times = measure(entrants, setting.seconds)
+    entrants = [contest.ours, *contest.variants, *contest.peers]
+    times = measure(entrants, setting.seconds, contest.most)
     values = [[value(contest.unit, c, t) for t in own] for c, own in zip(entrants, times, strict=True)]
     medians = [median(own) for own in values]
     ours = medians[0]
-    peers = {peer.name: middle for peer, middle in zip(contest.peers, medians[1:], strict=True)}
+    own_medians = medians[1 : 1 + len(contest.variants)]
+    variants = {variant.name: middle for variant, middle in zip(contest.variants, own_medians, strict=True)}
+    peers = {peer.name: middle for peer, middle in zip(contest.peers, medians[1 + len(variants) :], strict=True)}
     if contest.given:
         peers[contest.given[0]] = contest.given[1]
-    best = (min if contest.unit == "s" else max)(peers, key=peers.__getitem__) if peers else None
+    best = (min if contest.unit in LESS_IS_BETTER else max)(peers, key=peers.__getitem__) if peers else None
     for i, (entrant, own) in enumerate(zip(entrants, values, strict=True)):
         spread = f"{shown(min(own))} to {shown(max(own))}"
-        beside = "" if i == 0 else f"ours is {ratio(contest.unit, ours, medians[i]):.2f} x"
+        beside = "" if i <= len(variants) else f"ours is {ratio(contest.unit, ours, medians[i]):.2f} x"
         print(line(name if i == 0 else "", entrant.name, shown(medians[i]), spread, contest.unit, beside))
     if contest.given:
         beside = f"ours is {ratio(contest.unit, ours, contest.given[1]):.2f} x"
@@ -188,7 +204,7 @@ def take(name: str, prepare: Prepare, setting: Setting, report: Report) -> None:
     peer = peers[best] if best is not None else None
     against = ratio(contest.unit, ours, peer) if peer is not None else None
     report.results.append(Result(name, ours, contest.unit, peer, best, against, contest.exact))
-    report.details[name] = peers | beside_the_point(contest, ours, setting)
+    report.details[name] = variants | peers | beside_the_point(contest, ours, setting)
     for note in contest.notes:
         print(f"{'':<17}{note}")
     sys.stdout.flush()
@@ -196,8 +212,11 @@ def take(name: str, prepare: Prepare, setting: Setting, report: Report) -> None:
 
 def beside_the_point(contest: Contest, ours: float, setting: Setting) -> dict[str, float]:
     """What is told beside the values, printed and returned: first symbol, memory, bandwidth, the cost of exactness."""
-    told: dict[str, float] = {"exact": float(contest.exact)}
-    said = ["exact" if contest.exact else "approximate"]
+    told: dict[str, float] = {}
+    said: list[str] = []
+    if contest.exact is not None:
+        told["exact"] = float(contest.exact)
+        said.append("exact" if contest.exact else "approximate")
     if contest.exact_mode and contest.other_mode:
         exact, other = measure([contest.exact_mode, contest.other_mode], setting.seconds / 4)
         told["exact_costs"] = median(exact) / median(other) - 1
@@ -213,7 +232,8 @@ def beside_the_point(contest: Contest, ours: float, setting: Setting) -> dict[st
         said.append(
             f"{contest.bytes_read / 1e6:.0f} MB of weights a symbol, {told['of_bandwidth']:.0%} of memory bandwidth"
         )
-    print(f"{'':<17}{'; '.join(said)}")
+    if said:
+        print(f"{'':<17}{'; '.join(said)}")
     return told
 
 
@@ -239,14 +259,23 @@ def run(works: Mapping[str, Prepare], setting: Setting, described: str) -> int:
     return 1 if report.failed else 0
 
 
-def main(argv: Sequence[str], works: Mapping[str, Prepare]) -> int:
-    """A benchmark's command line. Returns the exit code: 1 where a work broke, 2 for a mistake in the arguments."""
-    parser = argparse.ArgumentParser(description="How fast we are, beside others on the same weights.")
+def main(argv: Sequence[str], works: Mapping[str, Prepare], learns: bool = False) -> int:
+    """A benchmark's command line. Returns the exit code: 1 where a work broke, 2 for a mistake in the arguments.
+
+    learns: its works learn from data, which can be named.
+    """
+    what = "learn, beside others on the same data" if learns else "are, beside others on the same weights"
+    parser = argparse.ArgumentParser(description=f"How fast we {what}.")
     parser.add_argument("--only", nargs="+", metavar="WORK", help=f"some of {', '.join(works)}; all by default")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring for a work, about; 20 by default")
+    if learns:
+        parser.add_argument("--data", type=Path, help="a text file to learn from, such as tiny Shakespeare")
     given = parser.parse_args(argv)
+    data = given.data if learns else None
     try:
+        if data is not None and not data.is_file():
+            raise InputError(f"--data {data} is no file; name a text")
         chosen = choose(given.only, works)
         if not given.seconds > 0:
             raise InputError(f"--seconds is {given.seconds:g}, it must be greater than 0")
@@ -259,4 +288,4 @@ def main(argv: Sequence[str], works: Mapping[str, Prepare]) -> int:
     bandwidth = machine.read_bandwidth(device)
     described = f"{machine.describe(device)}, memory read at {bandwidth / 1e9:.1f} GB/s"
     print(described)
-    return run(chosen, Setting(given.device, given.seconds, bandwidth), described)
+    return run(chosen, Setting(given.device, given.seconds, bandwidth, data), described)

@@ -1,0 +1,93 @@
+"""torch's Muon with the matrices of one shape orthogonalised together.
+
+Jordan et al. 2024 (kellerjordan.github.io/posts/muon). Small matrices cost torch's loop, one at a time, more than the
+model's own step: the products are the same, the calls are a tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Muon, Optimizer
+
+
+class BatchedMuon(Muon):
+    """The same update and the same state as torch's, for two-dimensional parameters and stacks of them.
+
+    A parameter of more dimensions is a stack of matrices, or one matrix by its first dimension against the others, as
+    `matrices_of` says. Sharded parameters (FSDP2) take torch's own path, one at a time.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        like = Muon([nn.Parameter(torch.zeros(1, 1))], lr=lr, momentum=momentum, weight_decay=weight_decay)
+        Optimizer.__init__(self, params, like.defaults)  # its own refuses more than two dimensions
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(isinstance(p, DTensor) for p in params):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._update(group)
+        return loss
+
+    def _update(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        grads = [p.grad for p in params]
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])  # type: ignore[attr-defined]
+        # Nesterov's look ahead
+        wanted = torch._foreach_lerp(grads, momenta, group["momentum"])  # type: ignore[attr-defined]
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])  # type: ignore[attr-defined]
+        alike: dict[tuple[int, int], list[int]] = {}
+        stacks = [matrices_of(update) for update in wanted]
+        for i, stack in enumerate(stacks):
+            rows, columns = stack.shape[1:]
+            alike.setdefault((min(rows, columns), max(rows, columns)), []).append(i)
+        for members in alike.values():
+            upright = [stacks[i] if stacks[i].shape[1] <= stacks[i].shape[2] else stacks[i].mT for i in members]
+            whole = orthogonalised(torch.cat(upright), group["ns_coefficients"], group["ns_steps"], group["eps"])
+            for i, own, done in zip(members, upright, whole.split([len(stack) for stack in upright]), strict=True):
+                update = (done if own is stacks[i] else done.mT).reshape(params[i].shape)
+                rows, columns = stacks[i].shape[1:]
+                params[i].add_(update, alpha=-group["lr"] * sqrt(max(1.0, rows / columns)))
+
+
+def matrices_of(x: Tensor) -> Tensor:
+    """A parameter as a stack (M, rows, columns): three dimensions are one already, four a convolution's."""
+    return x if x.dim() == 3 else x.reshape(1, len(x), -1)
+
+
+def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float) -> Tensor:
+    """(M, R, C) with R <= C -> the same shape with all singular values near 1, by Newton-Schulz iteration.
+
+    In bfloat16 where the device multiplies it, as torch does everywhere.
+    """
+    a, b, c = coefficients
+    x = x.to(product_type(x.device))
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
+    for _ in range(n_steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def product_type(device: torch.device) -> torch.dtype:
+    """bfloat16, except on a CPU without instructions for it."""
+    slow = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if slow else torch.bfloat16
