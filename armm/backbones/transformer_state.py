@@ -13,6 +13,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +23,11 @@ from armm.exactness import at_least
 
 if TYPE_CHECKING:
     from armm.backbones.fast import CompiledSteps
+    from armm.backbones.team_steps import TeamSteps
     from armm.backbones.transformer import Block, TransformerBackbone
 
 CACHE_STEP = 128  # key/value caches grow in multiples of this
+SHORT = 128  # positions that attention is quick about without a product of matrices
 MANY = 32  # rows from which the time of an operation is that of its numbers
 
 
@@ -51,7 +54,7 @@ class TransformerState(BackboneState):
         self.compiles = True
 
     @cached_property
-    def _compiled_steps(self) -> CompiledSteps | None:
+    def _compiled_steps(self) -> CompiledSteps | TeamSteps | None:
         """Everything but the products in compiled code; None without numba, and where there is none for the device."""
         if not self.compiles or find_spec("numba") is None:
             return None
@@ -62,8 +65,11 @@ class TransformerState(BackboneState):
     def _reserve(self, length: int) -> None:
         missing = length - self.cache.shape[4]
         if missing > 0:  # doubling keeps the copying linear
-            grown = max(missing, self.cache.shape[4])
-            self.cache = F.pad(self.cache, (0, 0, 0, -(-grown // CACHE_STEP) * CACHE_STEP))
+            grown, used = max(missing, self.cache.shape[4]), max(self.lengths)
+            size = self.cache.shape[4] + -(-grown // CACHE_STEP) * CACHE_STEP
+            cache = self.cache.new_zeros(*self.cache.shape[:4], size, self.cache.shape[5])
+            cache[..., :used, :] = self.cache[..., :used, :]
+            self.cache = cache
 
     def extend(
         self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int], stepwise: bool = False
@@ -110,7 +116,15 @@ class TransformerState(BackboneState):
 
         So what a row reads cannot depend on the others, where a product's rows do not depend on their number.
         """
-        r, n, _ = x.shape
+        (r, n, _), steps = x.shape, self._compiled_steps
+        short = [start + count <= SHORT for start, count in zip(before, counts, strict=True)]
+        if steps is not None and steps.for_short and len(set(short)) == 2:  # which way depends on the row alone
+            contexts = torch.zeros_like(x)
+            for kind in (False, True):
+                own = [i for i, is_short in enumerate(short) if is_short == kind]
+                parts = [[values_of[i] for i in own] for values_of in (listed, counts, before)]
+                contexts[own] = self._read(parts[0], x[own], None if values is None else values[own], *parts[1:])
+            return contexts
         real = torch.tensor([i * n + j for i, count in enumerate(counts) for j in range(count)], device=x.device)
         starts = torch.tensor(before, device=x.device)[:, None] + torch.arange(n, device=x.device)
         positions = starts.flatten()[real]
@@ -125,18 +139,30 @@ class TransformerState(BackboneState):
             pieces.append((row, own, new, oldest, mask))
             first += count
 
-        def attended(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attends(layer: int, q: Tensor) -> Tensor:
             out = torch.empty_like(q)
             for row, own, new, oldest, mask in pieces:
-                cache = self.cache[layer, :, row]  # (2, G, S, E)
-                cache[0, :, new], cache[1, :, new] = k[own].transpose(0, 1), v[own].transpose(0, 1)
-                keys, stored = cache[:, None, :, oldest : new.stop]
+                keys, stored = self.cache[layer, :, None, row, :, oldest : new.stop]  # (1, G, S, E)
                 out[own] = self._attend(q[None, own], keys, stored, mask)[0]
             return out
 
+        def attended(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            for row, own, new, _, _ in pieces:
+                cache = self.cache[layer, :, row]  # (2, G, S, E)
+                cache[0, :, new], cache[1, :, new] = k[own].transpose(0, 1), v[own].transpose(0, 1)
+            return attends(layer, q)
+
+        x = x.flatten(0, 1)[real]
         values = None if values is None else values.flatten(0, 1)[real]
-        contexts = x.new_zeros(r * n, x.shape[2])
-        contexts[real] = self._blocks(x.flatten(0, 1)[real], values, positions, attended)
+        contexts = x.new_zeros(r * n, x.shape[1])
+        if steps is not None and steps.for_short and all(short):
+            x = self.backbone.start(x, positions)
+            contexts[real] = steps(x, values, self.cache, np.repeat(listed, counts), positions.numpy())
+        elif steps is not None and not steps.for_short:
+            x = self.backbone.start(x, positions)
+            contexts[real] = steps.read(x, values, self.cache, np.repeat(listed, counts), positions.numpy(), attends)
+        else:
+            contexts[real] = self._blocks(x, values, positions, attended)
         return contexts.view(r, n, -1)
 
     def _blocks(
@@ -180,16 +206,16 @@ class TransformerState(BackboneState):
         return torch.cat([-b, a], dim=-1)
 
     def _extend_compiled(
-        self, steps: CompiledSteps, rows: Tensor, x: Tensor, values: Tensor | None, before: list[int]
+        self, steps: CompiledSteps | TeamSteps, rows: Tensor, x: Tensor, values: Tensor | None, before: list[int]
     ) -> Tensor:
         """Every new position of every row as a query of its own."""
         r, n, _ = x.shape
-        positions = (torch.tensor(before)[:, None] + torch.arange(n)).flatten()
-        own = self.backbone.split_values(None if values is None else values.flatten(0, 1))
-        x = self.backbone.start(x.flatten(0, 1), positions)
-        angles = self.backbone.angles(positions)
-        row = rows.repeat_interleave(n) if n > 1 else rows
-        return steps(x, own, angles, self.cache, row.numpy(), positions.numpy()).view(r, n, -1)
+        positions = np.add.outer(before, np.arange(n)).ravel()
+        x, row = x.flatten(0, 1), rows.numpy()
+        if self.config.position == "learned":
+            x = self.backbone.start(x, torch.from_numpy(positions))
+        values = None if values is None else values.flatten(0, 1)
+        return steps(x, values, self.cache, np.repeat(row, n) if n > 1 else row, positions).view(r, n, -1)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """(M,) positions -> (M, 1, E) cosines and sines of both halves."""

@@ -80,7 +80,7 @@ class Engine:
     ) -> None:
         self.model, self.starts, self.settings = model, starts, settings
         self.queue = deque(queue)
-        self.drawer = Drawer(settings.seed, settings.filters, model.begin.device)
+        self.drawer = Drawer(settings.seed, settings.filters, model.begin.device, settings.compiled)
         self.twins = settings.guidance is not None
         self.width = model.grammar.largest_alphabet
         self.units = UnitDrawer(model.grammar, self.drawer, settings)
@@ -240,7 +240,8 @@ class Engine:
 
     def _widened(self, logits: Tensor) -> Tensor:
         """Logits over the model's largest alphabet: sums over them must not depend on the other rows' alphabets."""
-        return F.pad(logits, (0, self.width - logits.shape[-1]), value=float("-inf"))
+        missing = self.width - logits.shape[-1]
+        return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 
     def _force(self, rows: Sequence[int], logits: Tensor) -> Tensor:
         """Where a plan says what begins next, leave that control symbol alone."""
