@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -124,6 +125,7 @@ class Kernel:
         product: (M, K) rows, that matrix, scales, group -> (M, N) float32.
         in_half: the same of bfloat16 rows, to bfloat16; None if there is none.
         of_digits: the same of (M, K) uint8 rows that mean `ZERO_DIGIT` less, without the scales; None if there is none.
+        in_panels: the matrix lies as `armm.panels` has it.
         tolerance: of a sum, relative to the sum of its terms' magnitudes; the result may be rounded to bfloat16 too.
     """
 
@@ -134,6 +136,7 @@ class Kernel:
     tolerance: float = 1e-5
     in_half: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None
     of_digits: Callable[[Tensor, Tensor], Tensor] | None = None
+    in_panels: bool = False
 
     def agrees(self, codes: Tensor, packed: Tensor, scales: Tensor, group: int) -> bool:
         """Whether the product of a packed matrix is that of its numbers."""
@@ -195,6 +198,28 @@ def _of_digits(digits: Tensor, matrix: Tensor) -> Tensor:
     )
 
 
+def _panels_pack(codes: Tensor, scales: Tensor) -> Tensor:
+    if find_spec("numba") is None:
+        raise RuntimeError("compiled by numba")
+    from armm import panels
+
+    if not panels.multiplies_digits():
+        raise RuntimeError("without its instruction there is no such product")
+    return panels.pack_codes(codes)
+
+
+def _panels_unpack(matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    from armm import panels
+
+    return panels.unpack_codes(matrix, len(scales), 4 * (matrix.shape[1] - 1))
+
+
+def _panels_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
+    from armm import panels
+
+    return panels.multiply(x.float(), matrix, scales.float())
+
+
 def _int8_on_the_fly(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Tensor:
     return F.linear(x, matrix.to(x.dtype)).float() * scales
 
@@ -250,6 +275,7 @@ def _float_product(x: Tensor, matrix: Tensor, scales: Tensor, group: int) -> Ten
 
 
 DIGITS = Kernel("onednn.qlinear", _digits_pack, _digits_unpack, _digits_product, tolerance=1e-4, of_digits=_of_digits)
+PANELS = Kernel("panels", _panels_pack, _panels_unpack, _panels_product, in_panels=True)
 FLOAT = Kernel("float", _float_pack, _float_unpack, _float_product)
 ON_THE_FLY = Kernel("int8 on the fly", _int8_pack, _int8_unpack, _int8_on_the_fly)
 INT8 = Kernel("_weight_int8pack_mm", _int8_pack, _int8_unpack, _int8_product, in_half=_int8_in_half)
@@ -261,7 +287,7 @@ INT4_CUDA = Kernel("_weight_int4pack_mm", _int4_pack_cuda, _int4_unpack, _int4_p
 def kernels(weights: Weights, device: torch.device) -> tuple[Kernel, ...]:
     """The kernels for a device, in the order in which they are tried."""
     if weights == "int8":
-        return {"cpu": (DIGITS, INT8, FLOAT), "cuda": (INT8_CUDA, ON_THE_FLY)}.get(device.type, (ON_THE_FLY,))
+        return {"cpu": (PANELS, DIGITS, INT8, FLOAT), "cuda": (INT8_CUDA, ON_THE_FLY)}.get(device.type, (ON_THE_FLY,))
     return {"cpu": (INT4, FLOAT), "cuda": (INT4_CUDA,)}.get(device.type, ())
 
 
@@ -325,6 +351,11 @@ class PackedLinear(nn.Module):
         """The product of (M, K) rows of digits without the scales; None where there is none, or more to be done."""
         own, codes = self._kernel.of_digits, self.codes
         return None if own is None or self.bias is not None or self.n_missing else lambda digits: own(digits, codes)
+
+    @property
+    def in_panels(self) -> bool:
+        """`codes` lie as `armm.panels` has them."""
+        return self._kernel.in_panels
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)

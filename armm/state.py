@@ -10,6 +10,7 @@ Axes: B rows of the state, R rows of one call, N units, K symbols of a unit, D w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -33,6 +34,12 @@ class NewUnit(NamedTuple):
     symbols: list[int]
     index: int
     header: tuple[int, ...]
+
+
+@lru_cache(maxsize=64)
+def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # for states inside and outside of it
+        return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 BEGIN = NewUnit(None, [], 0, ())
@@ -197,12 +204,20 @@ class State:
         counts = [len(units) for units in new_units]
         n = max(counts)
         config = self.model.backbone_config
-        x = self._contexts.new_zeros(len(rows) * n, config.width)
-        values = x.new_zeros(len(rows) * n, config.value_width) if config.value_width else None
         groups: dict[Slot | None, list[tuple[int, NewUnit]]] = {}
         for i, units in enumerate(new_units):
             for j, unit in enumerate(units):
                 groups.setdefault(unit.slot, []).append((i * n + j, unit))
+        alike = next(iter(groups)) if len(groups) == 1 and min(counts) == n else None
+        if alike is not None:  # they stand as they are embedded
+            x, values = self.model.embed(alike, *self._stack(alike, [unit for _, unit in groups.pop(alike)]))
+            x = x[: len(rows) * n].to(self._contexts.dtype)
+            values = None if values is None else values[: len(rows) * n].to(x.dtype)
+        else:
+            x = self._contexts.new_zeros(len(rows) * n, config.width)
+            values = None
+        if values is None and config.value_width:
+            values = x.new_zeros(len(rows) * n, config.value_width)
         for slot, members in groups.items():
             where = torch.tensor([place for place, _ in members], device=self.device)
             if slot is None:
@@ -212,14 +227,27 @@ class State:
             x[where] = vectors[: len(members)].to(x.dtype)
             if values is not None and own_values is not None:
                 values[where] = own_values[: len(members)].to(values.dtype)
-        index = torch.tensor(rows, device=self.device)
         x = x.view(len(rows), n, -1)
         values = values.view(len(rows), n, -1) if values is not None else None
-        contexts = self._backbone.extend(index, x, values, counts, stepwise)
+        contexts = self._backbone.extend(self._index(rows), x, values, counts, stepwise)
         ends = [self.cursors[row].position for row in rows]
         self._reserve(max(ends) + 1)
+        if n == 1 and len(rows) > 1:
+            self._contexts[self._index(rows), torch.tensor(ends, device=self.device)] = contexts[:, 0]
+            return
         for i, (row, end, count) in enumerate(zip(rows, ends, counts, strict=True)):
             self._contexts[row, end + 1 - count : end + 1] = contexts[i, :count]
+
+    def _index(self, rows: Sequence[int]) -> Tensor:
+        """Rows as a tensor, which nobody writes into."""
+        return _index(tuple(rows), self.device)
+
+    def _open_contexts(self, listed: list[int]) -> Tensor:
+        """(R, D) of the open units of rows."""
+        positions = [self.cursors[row].position for row in listed]
+        if len(listed) == 1:
+            return self._contexts[listed[0], positions[0]][None]
+        return self._contexts[self._index(listed), torch.tensor(positions, device=self.device)]
 
     def _reserve(self, n_positions: int) -> None:
         missing = n_positions - self._contexts.shape[1]
@@ -262,20 +290,19 @@ class State:
         """(R, V) logits of rows whose next symbol is of the same kind."""
         if slot.stage == Stage.DONE:
             return torch.zeros(len(listed), 1, device=self.device)
-        rows = torch.tensor(listed, device=self.device)
         if not self.reads_context_only(slot):
             self._sync(slot.modality, listed)
-            return self._heads[slot.modality].logits(rows)
+            return self._heads[slot.modality].logits(self._index(listed))
         cursors = [self.cursors[row] for row in listed]
-        position = torch.tensor([cursor.position for cursor in cursors], device=self.device)
-        context = self._contexts[rows, position]
-        return self._of_context(slot, context, [cursor.position - cursor.start for cursor in cursors])
+        return self._of_context(
+            slot, self._open_contexts(listed), [cursor.position - cursor.start for cursor in cursors]
+        )
 
     def _of_context(self, slot: Slot, context: Tensor, index: list[int]) -> Tensor:
         """(M, V) logits from (M, D) contexts of open units, the index-th of their segments."""
         if slot.stage == Stage.PAYLOAD:
             return self._heads[slot.modality].of_context(context)
-        where = F.pad(torch.tensor(index, device=self.device), (0, max(self.min_rows - len(index), 0)))
+        where = torch.tensor(index + [0] * (self.min_rows - len(index)), device=self.device)
         return self.model.structure_logits(slot, at_least(context, self.min_rows), where)[: len(index)]
 
     def _sync(self, name: str, listed: list[int]) -> None:
@@ -289,9 +316,7 @@ class State:
             (to_open if synced == here._replace(position=cursor.position - 1) else to_load).append(row)
             self._synced[row] = here
         if to_open:
-            rows = torch.tensor(to_open, device=self.device)
-            position = torch.tensor([self.cursors[row].position for row in to_open], device=self.device)
-            self._heads[name].open(rows, self._contexts[rows, position])
+            self._heads[name].open(self._index(to_open), self._open_contexts(to_open))
         for some in [to_load] if self.min_rows == 1 and to_load else [[row] for row in to_load]:
             self._load(name, some)
 
@@ -364,7 +389,7 @@ class State:
     def _open(self, rows: Sequence[int]) -> Tensor:
         self._read_waiting()
         self._sync(self.cursors[rows[0]].modality, list(rows))
-        return torch.tensor(list(rows), device=self.device)
+        return self._index(rows)
 
     def _record(self, rows: Sequence[int], written: list[list[int]]) -> None:
         """Put symbols into the streams that the heads have already."""

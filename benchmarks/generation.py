@@ -26,6 +26,7 @@ from armm.exactness import rows_needed
 from armm.generation import Filter, NGram, Sample, Temperature, generate
 from armm.heads import CausalConv, LogisticMixture
 from armm.heads.causal_conv import CausalConvHead
+from armm.memory import keep_freed_memory
 from armm.modalities import Audio, Image
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
@@ -347,4 +348,5 @@ WORKS: dict[str, contest.Prepare] = {
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as `armm generate` does; the peers have the same
     sys.exit(contest.main(sys.argv[1:], WORKS))

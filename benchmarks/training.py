@@ -27,9 +27,9 @@ from peers.nanogpt import NanoGPT, Training, nats_per_token
 
 from armm.backbones import Transformer
 from armm.datasets import Corpus, StandardLibrary
+from armm.memory import keep_freed_memory
 from armm.modalities import Text
 from armm.training import DataModule, GenerativeModule, Optimization
-from armm.training.memory import keep_freed_memory
 from armm.training.precision import choose
 from armm.training.speed import FetchTimer, SpeedMonitor
 

@@ -65,7 +65,7 @@ def make_sprite(number: int, seed: int = 0) -> tuple[str, np.ndarray]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for PNG files")
     parser.add_argument("--n", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)

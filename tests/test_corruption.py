@@ -86,7 +86,9 @@ class Shift(Corruption):
 @pytest.mark.parametrize("head", [None, GatedPixelCNN(channels=4, n_layers=1, first=3)], ids=["conv", "rows"])
 def test_the_past_is_read_corrupted_and_the_data_are_coded(head: HeadConfig | None) -> None:
     """Nats of the data's own symbols under what a corrupted past says of them, by definition of both."""
-    modality = Picture(size=(4, 6), vocab=9, block=(1, 6), **({"head": head} if head else {}))
+    modality = Picture(size=(4, 6), vocab=9, block=(1, 6))
+    if head:
+        modality = Picture(size=(4, 6), vocab=9, block=(1, 6), head=head)
     model = tiny_model({"picture": modality}, Transformer(width=16, n_layers=1), ["picture"])
     hash_parameters(model)
     batch = model.grammar.collate([[segment_of("picture", hash_symbols(24, 9), 6, (4, 1))]])

@@ -12,7 +12,7 @@ from tiny_modalities import Clip, Letters, Picture, hash_parameters, hash_symbol
 
 from armm.backbones import Transformer
 from armm.errors import InputError
-from armm.generation import Filter, FixedPoint, Sample, Temperature, TopK, TopP, generate
+from armm.generation import Filter, FixedPoint, Sample, Temperature, TopK, TopP, engine, generate
 from armm.generation.noise import gumbel
 from armm.generation.requests import ends_by_itself, start
 from armm.modality import Modality
@@ -210,6 +210,28 @@ def test_a_prompt_is_read_once(letters: AutoregressiveModel, monkeypatch: pytest
     monkeypatch.setattr(State, "append", append)
     list(generate(letters, [[text(1, 2)]], n=5, exact=False))
     assert read == [[0, 1, 0, 2]]
+
+
+def test_prompts_that_come_up_are_read_in_one_call(
+    letters: AutoregressiveModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as go side by side; the longest does not wait for all the others."""
+    calls = []
+    original = State.append
+
+    def append(state: State, added: Any, **options: bool) -> None:
+        if any(len(own) > 1 for own in added):
+            calls.append([len(own) for own in added])
+        original(state, added, **options)
+
+    monkeypatch.setattr(State, "append", append)
+    prompts: list[Document] = [[text(*[1] * n)] for n in (1, 2, 3, 4, 5)]
+    list(generate(letters, prompts, n=2, batch_size=3, exact=False))
+    assert calls == [[2, 4, 6], [8, 10]]
+    calls.clear()
+    monkeypatch.setattr(engine, "READ_TOGETHER", 12)
+    list(generate(letters, prompts, n=2, batch_size=3, exact=False))
+    assert calls == [[2, 4], [6], [8], [10]]
 
 
 def test_a_complete_prompt_is_followed_by_something_else(free: AutoregressiveModel) -> None:

@@ -83,3 +83,13 @@ def test_noise_of_some_values_is_that_of_all() -> None:
     samples, positions = torch.arange(6), torch.arange(6) * 5
     values = torch.tensor([[7, 0, 299]]).expand(6, -1)
     assert torch.equal(gumbel(2, samples, positions, values), gumbel(2, samples, positions, 300)[:, [7, 0, 299]])
+
+
+@pytest.mark.parametrize("seed", [0, 5, -1, (1 << 63) + 7])
+def test_compiled_noise_is_the_same_bit_for_bit(seed: int) -> None:
+    pytest.importorskip("numba", reason="numba is not installed: pip install armm[fast]")
+    samples, positions = torch.arange(12).view(3, 4), (torch.arange(12) * 1001).view(3, 4).flip(0)
+    for vocab in (1, 34, 257):
+        assert torch.equal(
+            gumbel(seed, samples, positions, vocab, compiled=True), gumbel(seed, samples, positions, vocab)
+        )

@@ -27,14 +27,21 @@ from armm.backbones.fast_loop import (
     attend,
     enter,
     multiply,
+    put,
+    remember,
 )
 from armm.exactness import rows_needed
+from armm.team import SIZE, team
 
 if TYPE_CHECKING:
+    from armm.backbones.team_steps import TeamSteps
     from armm.backbones.transformer import Block, TransformerBackbone
 
 SMALL = 1 << 19  # weights; what fits in a cache is multiplied here
+BLOCK = 128  # positions whose angles are computed together, so that they are the same however many are known
 KINDS = {"relu2": RELU2, "gelu": GELU, "swiglu": SWIGLU}
+MANY = 8  # rows from which threads pay
+NOBODY = np.zeros(SIZE, np.int64)  # to meet
 NOTHING, NO_ROWS = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
 
 
@@ -84,11 +91,14 @@ class Room(NamedTuple):
 class CompiledSteps:
     """All blocks of a backbone; `exact` for products whose rows do not depend on their number."""
 
+    for_short = False  # prompts have `read`, whatever their length
+
     def __init__(self, backbone: TransformerBackbone, exact: bool) -> None:
         config = backbone.config
         self.config, self.exact = config, exact
         self.blocks = [_block(block) for block in backbone.blocks]  # type: ignore[arg-type]
         self.norm = _norm(backbone.norm)
+        self.rotations, self.split_values = Rotations(backbone), backbone.split_values
         self.heads = Heads(
             config.n_heads,
             config.window or 0,
@@ -101,36 +111,85 @@ class CompiledSteps:
         self.rows = max(product.rows for product in products) if exact else 1
 
     def __call__(
-        self, x: Tensor, values: list[Tensor | None], angles: Tensor | None, cache: Tensor, row: np.ndarray,
-        position: np.ndarray,
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor, values: Tensor | None, cache: Tensor, row: np.ndarray, position: np.ndarray
+    ) -> Tensor:
         """(M, D) embeddings -> (M, D) contexts; keys and values are written into the cache.
 
-        values: of every layer, (M, G E) or None. angles: (M, E / 2) or None. row, position: (M,) int64.
+        values: (M, value_width) or None. row, position: (M,) int64.
         """
+        rotation, caches = self.rotations.up_to(int(position.max()) + 1), cache.numpy()
+
+        def attended(layer: int, qkv: Any, own: np.ndarray, value_scale: float, out: Any) -> None:
+            def run(thread: int, n_threads: int, meeting: np.ndarray) -> None:
+                attend(
+                    qkv, own, value_scale, rotation, caches[layer], row, position, self.heads, out, thread, n_threads,
+                    meeting,
+                )  # fmt: skip
+
+            side_by_side(len(row), run)
+
+        return self._blocks(x, values, attended)
+
+    def read(
+        self,
+        x: Tensor,
+        values: Tensor | None,
+        cache: Tensor,
+        row: np.ndarray,
+        position: np.ndarray,
+        attends: Callable[[int, Tensor], Tensor],
+    ) -> Tensor:
+        """The same of prompts.
+
+        attends: what (M, H, E) queries of a layer find among keys and values that are in the cache -> (M, H, E).
+        """
+        rotation, caches = self.rotations.up_to(int(position.max()) + 1), cache.numpy()
+        queries = np.empty((len(row), self.config.n_heads, self.config.head_width), np.float32)
+
+        def attended(layer: int, qkv: Any, own: np.ndarray, value_scale: float, out: Any) -> None:
+            def run(thread: int, n_threads: int, meeting: np.ndarray) -> None:
+                remember(
+                    qkv, own, value_scale, rotation, caches[layer], row, position, self.heads, queries, thread,
+                    n_threads,
+                )  # fmt: skip
+
+            side_by_side(len(row), run)
+            mixed = attends(layer, torch.from_numpy(queries)).flatten(1).contiguous().numpy()
+            side_by_side(len(row), lambda thread, n_threads, meeting: put(mixed, out, thread, n_threads))
+
+        return self._blocks(x, values, attended)
+
+    def _blocks(
+        self, x: Tensor, values: Tensor | None, attended: Callable[[int, Any, np.ndarray, float, Any], None]
+    ) -> Tensor:
+        """attended: layer, (M, (H + 2G) E), value embeddings and how much of them; fills in (M, H E)."""
         m, config = len(x), self.config
         n = max(m, self.rows)
         stream = np.zeros((n, config.width), np.float32)
         stream[:m] = x.numpy()
         first = stream.copy() if config.residual_scalars else stream
-        rotation = np.zeros((0, 0, 0), np.float32)
-        if angles is not None:
-            rotation = torch.stack([angles.cos(), angles.sin()]).numpy()
-        caches = cache.numpy()
+        values_of = self.split_values(values)
+
+        def entered(delta: Any, scale: np.ndarray, norm: Norm, out: Any) -> None:
+            side_by_side(
+                n, lambda thread, n_threads, meeting: enter(stream, delta, scale, first, norm, out, thread, n_threads)
+            )
+
+        def activated(hidden: Any, out: Any) -> None:
+            kind, size = KINDS[config.mlp], config.hidden
+            side_by_side(n, lambda thread, n_threads, meeting: activate(hidden, kind, n, size, out, thread, n_threads))
+
         delta: Any = np.zeros((n, config.width), np.float32)
         for layer, (block, room) in enumerate(zip(self.blocks, self._rooms(n), strict=True)):
-            own = values[layer]
+            own = values_of[layer]
+            entered(delta, block.scale, block.attention_norm, room.qkv.form)
             given = NO_ROWS if own is None else own.contiguous().numpy()
-            enter(stream, delta, block.scale, first, block.attention_norm, room.qkv.form)
-            qkv = block.qkv.run(room.qkv)
-            attend(qkv, given, block.value_scale, rotation, caches[layer], row, position, self.heads, room.out.form)
-            delta = block.out.run(room.out)
-            enter(stream, delta, NOTHING, first, block.mlp_norm, room.mlp_enter.form)
-            hidden = block.mlp_enter.run(room.mlp_enter)
-            activate(hidden, KINDS[config.mlp], n, config.hidden, room.mlp_out.form)
+            attended(layer, block.qkv.run(room.qkv), given, block.value_scale, room.out.form)
+            entered(block.out.run(room.out), NOTHING, block.mlp_norm, room.mlp_enter.form)
+            activated(block.mlp_enter.run(room.mlp_enter), room.mlp_out.form)
             delta = block.mlp_out.run(room.mlp_out)
         contexts = torch.empty(n, config.width)
-        enter(stream, delta, NOTHING, first, self.norm, contexts.numpy())
+        entered(delta, NOTHING, self.norm, contexts.numpy())
         return contexts[:m]
 
     def _rooms(self, n: int) -> list[Room]:
@@ -150,6 +209,14 @@ class CompiledSteps:
         return self._kept_rooms
 
 
+def side_by_side(n_rows: int, run: Callable[[int, int, np.ndarray], None]) -> None:
+    """Rows shared out to threads, where there are enough of them."""
+    if n_rows < MANY:
+        run(0, 1, NOBODY)
+    else:
+        team().run(run)
+
+
 def _block(block: Block) -> CompiledBlock:
     return CompiledBlock(
         scale=_array(block.scale) if block.has_scale else NOTHING,
@@ -163,10 +230,32 @@ def _block(block: Block) -> CompiledBlock:
     )
 
 
+class Rotations:
+    """Cosines and sines of rotary positions, looked up."""
+
+    def __init__(self, backbone: TransformerBackbone) -> None:
+        self.angles = backbone.angles
+        self.table = np.zeros((2, 0, 0), np.float32)
+
+    def up_to(self, n: int) -> np.ndarray:
+        """(2, at least n, E / 2), empty for other positions."""
+        while self.table.shape[1] < n:
+            known = self.table.shape[1]
+            blocks = [self.angles(torch.arange(at, at + BLOCK)) for at in range(known, max(n, 2 * known), BLOCK)]
+            if blocks[0] is None:
+                break
+            more = [torch.stack([own.cos(), own.sin()]).numpy() for own in blocks if own is not None]
+            self.table = np.concatenate([self.table, *more] if known else more, axis=1)
+        return self.table
+
+
+def norm_kind(norm: nn.Module) -> int:
+    return RMS if isinstance(norm, nn.RMSNorm) else LAYER
+
+
 def _norm(norm: nn.Module) -> Norm:
     gain, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    kind = RMS if isinstance(norm, nn.RMSNorm) else LAYER
-    return Norm(kind, float(norm.eps or 0.0), _array(gain), _array(bias))  # type: ignore[arg-type]
+    return Norm(norm_kind(norm), float(norm.eps or 0.0), _array(gain), _array(bias))  # type: ignore[arg-type]
 
 
 def _product(linear: nn.Module) -> Product:
@@ -213,8 +302,10 @@ def _array(x: Tensor | None) -> np.ndarray:
     return NOTHING if x is None else x.detach().contiguous().numpy()
 
 
-def compiled_steps(backbone: TransformerBackbone, exact: bool) -> CompiledSteps | None:
+def compiled_steps(backbone: TransformerBackbone, exact: bool) -> CompiledSteps | TeamSteps | None:
     """The steps of a backbone; None where its device or precision has none."""
     if any(p.dtype != torch.float32 for p in backbone.parameters()) or backbone.like.device.type != "cpu":
         return None
-    return CompiledSteps(backbone, exact)
+    from armm.backbones.team_steps import team_steps
+
+    return team_steps(backbone) or CompiledSteps(backbone, exact)

@@ -18,11 +18,11 @@ from numba import njit, types
 from numba.extending import overload
 
 from armm.compiled import ONE, ZERO, add_product, copy, exp, inner, kept, sigmoid, tanh
+from armm.panels import BASE, split
+from armm.team import meet
 
 RMS, LAYER = 0, 1
 RELU2, GELU, SWIGLU = 0, 1, 2
-# of activations as two digits each, see armm.quantization
-BASE, LARGEST_PAIR, ZERO_DIGIT = np.float32(128), np.float32(127 * 128 - 1), np.float32(128)
 
 
 class Norm(NamedTuple):
@@ -44,103 +44,163 @@ class Heads(NamedTuple):
 
 
 @kept
-def enter(x: np.ndarray, delta: Any, scale: np.ndarray, first: np.ndarray, norm: Norm, out: Any) -> None:
+def enter(
+    x: np.ndarray, delta: Any, scale: np.ndarray, first: np.ndarray, norm: Norm, out: Any, thread: int, n_threads: int
+) -> None:
     """(M, D) x += delta, x = scale[0] x + scale[1] first, out = norm(x); an empty scale changes nothing."""
-    width, y = x.shape[1], np.empty(x.shape[1], np.float32)
-    for m in range(len(x)):
+    y = np.empty(x.shape[1], np.float32)
+    for m in range(thread, len(x), n_threads):
         widen(delta, m, y)
-        for i in range(width):
-            x[m, i] += y[i]
-        if len(scale):
-            for i in range(width):
-                x[m, i] = scale[0] * x[m, i] + scale[1] * first[m, i]
-        mean, square = ZERO, ZERO
-        if norm.kind == LAYER:
-            mean = total(x[m]) / np.float32(width)
-        for i in range(width):
-            y[i] = x[m, i] - mean
-        square = dot(y, y) / np.float32(width)
-        factor = ONE / np.float32(math.sqrt(square + np.float32(norm.eps)))
-        for i in range(width):
-            y[i] *= factor
-        if len(norm.gain):
-            for i in range(width):
-                y[i] *= norm.gain[i]
-        if len(norm.bias):
-            for i in range(width):
-                y[i] += norm.bias[i]
+        enter_row(x[m], y, scale, first[m], norm)
         narrow(y, out, m)
+
+
+@inner
+def enter_row(x: np.ndarray, y: np.ndarray, scale: np.ndarray, first: np.ndarray, norm: Norm) -> None:
+    """The same of (D,) x and y for delta; y becomes the result."""
+    width = len(x)
+    for i in range(width):
+        x[i] += y[i]
+    if len(scale):
+        for i in range(width):
+            x[i] = scale[0] * x[i] + scale[1] * first[i]
+    mean, square = ZERO, ZERO
+    if norm.kind == LAYER:
+        mean = total(x) / np.float32(width)
+    for i in range(width):
+        y[i] = x[i] - mean
+    square = dot(y, y) / np.float32(width)
+    factor = ONE / np.float32(math.sqrt(square + np.float32(norm.eps)))
+    for i in range(width):
+        y[i] *= factor
+    if len(norm.gain):
+        for i in range(width):
+            y[i] *= norm.gain[i]
+    if len(norm.bias):
+        for i in range(width):
+            y[i] += norm.bias[i]
 
 
 @kept
 def attend(
     qkv: Any, own: np.ndarray, value_scale: float, rotation: np.ndarray, cache: np.ndarray, row: np.ndarray,
-    position: np.ndarray, heads: Heads, out: Any,
+    position: np.ndarray, heads: Heads, out: Any, thread: int, n_threads: int, meeting: np.ndarray,
 ) -> None:  # fmt: skip
     """Write keys and values of all queries, and attend.
 
     Args:
         qkv: (M, (H + 2G) E). own: (M, G E) value embeddings, empty for none, added `value_scale` times.
-        rotation: (2, M, E / 2) cosines and sines, empty for none.
+        rotation: (2, S, E / 2) cosines and sines by position, empty for none.
         cache: (2, B, G, S, E). row, position: (M,) int64, of every query.
         out: (M, H E).
+        thread, n_threads, meeting: see `armm.team`.
     """
-    n_groups, n_cached, e = cache.shape[2], cache.shape[3], cache.shape[4]
-    n_heads, n_queries = heads.n_heads, len(row)
-    queries = np.empty((n_queries, n_heads, e), np.float32)
-    whole = np.empty((n_heads + 2 * n_groups) * e, np.float32)
-    for m in range(n_queries):
-        widen(qkv, m, whole)
-        for h in range(n_heads + 2 * n_groups):
-            part = whole[h * e : (h + 1) * e]
-            if h < n_heads + n_groups:
-                if heads.qk_eps >= 0:
-                    factor = ONE / np.float32(math.sqrt(dot(part, part) / np.float32(e) + np.float32(heads.qk_eps)))
-                    for i in range(e):
-                        part[i] *= factor
-                if rotation.size:
-                    rotate(part, rotation[0, m], rotation[1, m])
-            elif own.size:
-                g = h - n_heads - n_groups
-                for i in range(e):
-                    part[i] += np.float32(value_scale) * own[m, g * e + i]
-            if h < n_heads:
-                copy(queries[m, h], part)
-            elif h < n_heads + n_groups:
-                copy(cache[0, row[m], h - n_heads, position[m]], part)
-            else:
-                copy(cache[1, row[m], h - n_heads - n_groups, position[m]], part)
-    scores, mixed, cap = np.empty(n_cached, np.float32), np.empty(n_heads * e, np.float32), np.float32(heads.softcap)
-    for m in range(n_queries):
-        end = position[m] + 1
-        begin = max(end - heads.window, 0) if heads.window else 0
+    e, n_heads, n_queries = cache.shape[4], heads.n_heads, len(row)
+    queries = np.empty((n_queries, n_heads, e), np.float32)  # a thread uses its own rows alone
+    keep_rows(qkv, own, value_scale, rotation, cache, row, position, heads, queries, thread, n_threads)
+    meet(meeting, n_threads)
+    scores, mixed = np.empty(cache.shape[3], np.float32), np.empty(n_heads * e, np.float32)
+    for m in range(thread, n_queries, n_threads):
         for h in range(n_heads):
-            g = h * n_groups // n_heads
-            own_scores = scores[: end - begin]
-            score(queries[m, h], cache[0, row[m], g, begin:end], own_scores, cap)
-            mix(own_scores, cache[1, row[m], g, begin:end], mixed[h * e : (h + 1) * e])
+            look(queries[m, h], h, cache, row[m], position[m], heads, scores, mixed[h * e : (h + 1) * e])
         narrow(mixed, out, m)
 
 
 @kept
-def activate(hidden: Any, kind: int, n_rows: int, n_hidden: int, out: Any) -> None:
+def remember(
+    qkv: Any, own: np.ndarray, value_scale: float, rotation: np.ndarray, cache: np.ndarray, row: np.ndarray,
+    position: np.ndarray, heads: Heads, queries: np.ndarray, thread: int, n_threads: int,
+) -> None:  # fmt: skip
+    """Write keys and values, and the (M, H, E) queries."""
+    keep_rows(qkv, own, value_scale, rotation, cache, row, position, heads, queries, thread, n_threads)
+
+
+@kept
+def put(x: np.ndarray, out: Any, thread: int, n_threads: int) -> None:
+    """(M, I) float32 -> what a product takes."""
+    for m in range(thread, len(x), n_threads):
+        narrow(x[m], out, m)
+
+
+@inner
+def keep_rows(
+    qkv: Any, own: np.ndarray, value_scale: float, rotation: np.ndarray, cache: np.ndarray, row: np.ndarray,
+    position: np.ndarray, heads: Heads, queries: np.ndarray, thread: int, n_threads: int,
+) -> None:  # fmt: skip
+    e, n_parts = cache.shape[4], heads.n_heads + 2 * cache.shape[2]
+    whole = np.empty(n_parts * e, np.float32)
+    for m in range(thread, len(row), n_threads):
+        widen(qkv, m, whole)
+        for h in range(n_parts):
+            part = whole[h * e : (h + 1) * e]
+            keep(part, h, m, own, value_scale, rotation, cache, row[m], position[m], heads, queries)
+
+
+@inner
+def keep(
+    part: np.ndarray, h: int, m: int, own: np.ndarray, value_scale: float, rotation: np.ndarray, cache: np.ndarray,
+    row: int, position: int, heads: Heads, queries: np.ndarray,
+) -> None:  # fmt: skip
+    """Make a query, a key or a value of (E,) part h of a row, and put it where it belongs."""
+    n_heads, n_groups, e = heads.n_heads, cache.shape[2], len(part)
+    if h < n_heads + n_groups:
+        if heads.qk_eps >= 0:
+            factor = ONE / np.float32(math.sqrt(dot(part, part) / np.float32(e) + np.float32(heads.qk_eps)))
+            for i in range(e):
+                part[i] *= factor
+        if rotation.size:
+            rotate(part, rotation[0, position], rotation[1, position])
+    elif own.size:
+        g = h - n_heads - n_groups
+        for i in range(e):
+            part[i] += np.float32(value_scale) * own[m, g * e + i]
+    if h < n_heads:
+        copy(queries[m, h], part)
+    elif h < n_heads + n_groups:
+        copy(cache[0, row, h - n_heads, position], part)
+    else:
+        copy(cache[1, row, h - n_heads - n_groups, position], part)
+
+
+@inner
+def look(
+    query: np.ndarray, h: int, cache: np.ndarray, row: int, position: int, heads: Heads, scores: np.ndarray,
+    out: np.ndarray,
+) -> None:  # fmt: skip
+    """What an (E,) query of head h finds -> (E,). scores: room for as many as there are positions."""
+    end = position + 1
+    begin = max(end - heads.window, 0) if heads.window else 0
+    g = h * cache.shape[2] // heads.n_heads
+    own_scores = scores[: end - begin]
+    score(query, cache[0, row, g, begin:end], own_scores, np.float32(heads.softcap))
+    mix(own_scores, cache[1, row, g, begin:end], out)
+
+
+@kept
+def activate(hidden: Any, kind: int, n_rows: int, n_hidden: int, out: Any, thread: int, n_threads: int) -> None:
     """(M, F or 2F) -> (M, F): ReLU squared, GELU (tanh approximation) or gated SiLU."""
     y = np.empty(2 * n_hidden if kind == SWIGLU else n_hidden, np.float32)
-    for m in range(n_rows):
+    for m in range(thread, n_rows, n_threads):
         widen(hidden, m, y)
-        if kind == RELU2:
-            for i in range(n_hidden):
-                positive = max(y[i], ZERO)
-                y[i] = positive * positive
-        elif kind == GELU:
-            for i in range(n_hidden):
-                cube = y[i] * y[i] * y[i]
-                inside = np.float32(math.sqrt(2 / math.pi)) * (y[i] + np.float32(0.044715) * cube)
-                y[i] = np.float32(0.5) * y[i] * (ONE + tanh(inside))
-        else:
-            for i in range(n_hidden):
-                y[i] = y[i] * sigmoid(y[i]) * y[n_hidden + i]
+        activate_row(y, kind, n_hidden)
         narrow(y[:n_hidden], out, m)
+
+
+@inner
+def activate_row(y: np.ndarray, kind: int, n_hidden: int) -> None:
+    """The same of (F or 2F,) numbers; the result is the first (F,) of them."""
+    if kind == RELU2:
+        for i in range(n_hidden):
+            positive = max(y[i], ZERO)
+            y[i] = positive * positive
+    elif kind == GELU:
+        for i in range(n_hidden):
+            cube = y[i] * y[i] * y[i]
+            inside = np.float32(math.sqrt(2 / math.pi)) * (y[i] + np.float32(0.044715) * cube)
+            y[i] = np.float32(0.5) * y[i] * (ONE + tanh(inside))
+    else:
+        for i in range(n_hidden):
+            y[i] = y[i] * sigmoid(y[i]) * y[n_hidden + i]
 
 
 @kept
@@ -252,25 +312,11 @@ def _narrow(x: np.ndarray, out: Any, m: int) -> Any:
             out[m, i] = np.uint16((bits[i] + np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))) >> 16)
 
     def to_digits(x: np.ndarray, out: Any, m: int) -> Any:
-        split(x, out[0], out[1], m)
+        split(x, out[0][m, 0], out[0][m, 1], out[1], m)
 
     if isinstance(out, types.BaseTuple):
         return to_digits
     return to_floats if out.dtype == types.float32 else to_halves  # type: ignore[attr-defined]
-
-
-@inner
-def split(x: np.ndarray, digits: np.ndarray, step: np.ndarray, m: int) -> None:
-    """(I,) numbers as integers times a step, of (M,), and row m of (M, 2, I) uint8 digits of theirs, high and low."""
-    top = ZERO
-    for i in range(len(x)):
-        top = max(top, abs(x[i]))
-    step[m] = top / LARGEST_PAIR if top > ZERO else ONE
-    for i in range(len(x)):
-        whole = np.float32(np.rint(x[i] / step[m]))
-        high = np.float32(np.rint(whole / BASE))
-        digits[m, 0, i] = np.uint8(high + ZERO_DIGIT)
-        digits[m, 1, i] = np.uint8(whole - BASE * high + ZERO_DIGIT)
 
 
 @inner

@@ -8,10 +8,12 @@ width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,16 +23,19 @@ from armm.exactness import at_least
 
 if TYPE_CHECKING:
     from armm.backbones.fast import CompiledSteps
+    from armm.backbones.team_steps import TeamSteps
     from armm.backbones.transformer import Block, TransformerBackbone
 
 CACHE_STEP = 128  # key/value caches grow in multiples of this
+SHORT = 128  # positions that attention is quick about without a product of matrices
+MANY = 32  # rows from which the time of an operation is that of its numbers
 
 
 class TransformerState(BackboneState):
     """Keys and values by position, each row at its own length.
 
     Queries of a step attend to a whole number of `CACHE_STEP`s of cache, masked, so that their sums are in the same
-    order however long the cache is; those of a prompt are read together.
+    order however long the cache is; those of a prompt are read together, beside those of other prompts.
     """
 
     def __init__(self, backbone: TransformerBackbone, n_rows: int, min_rows: int = 1) -> None:
@@ -49,7 +54,7 @@ class TransformerState(BackboneState):
         self.compiles = True
 
     @cached_property
-    def _compiled_steps(self) -> CompiledSteps | None:
+    def _compiled_steps(self) -> CompiledSteps | TeamSteps | None:
         """Everything but the products in compiled code; None without numba, and where there is none for the device."""
         if not self.compiles or find_spec("numba") is None:
             return None
@@ -60,35 +65,125 @@ class TransformerState(BackboneState):
     def _reserve(self, length: int) -> None:
         missing = length - self.cache.shape[4]
         if missing > 0:  # doubling keeps the copying linear
-            grown = max(missing, self.cache.shape[4])
-            self.cache = F.pad(self.cache, (0, 0, 0, -(-grown // CACHE_STEP) * CACHE_STEP))
+            grown, used = max(missing, self.cache.shape[4]), max(self.lengths)
+            size = self.cache.shape[4] + -(-grown // CACHE_STEP) * CACHE_STEP
+            cache = self.cache.new_zeros(*self.cache.shape[:4], size, self.cache.shape[5])
+            cache[..., :used, :] = self.cache[..., :used, :]
+            self.cache = cache
 
     def extend(
         self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int], stepwise: bool = False
     ) -> Tensor:
-        backbone, config, (r, n, _) = self.backbone, self.config, x.shape
-        listed = rows.tolist()
+        listed, n = rows.tolist(), x.shape[1]
         before = [self.lengths[row] for row in listed]
-        longest = max(before) + n
-        self._reserve(longest)
-        stepwise = stepwise or n == 1
-        if stepwise and self._compiled_steps is not None:
-            for row, start, count in zip(listed, before, counts, strict=True):
-                self.lengths[row] = start + count
+        self._reserve(max(before) + n)
+        for row, start, count in zip(listed, before, counts, strict=True):
+            self.lengths[row] = start + count
+        if not stepwise and n > 1:
+            return self._read(listed, x, values, counts, before)
+        if self._compiled_steps is not None:
             return self._extend_compiled(self._compiled_steps, rows, x, values, before)
+        return self._step(rows, listed, x, values, before)
+
+    def _step(self, rows: Tensor, listed: list[int], x: Tensor, values: Tensor | None, before: list[int]) -> Tensor:
+        """Every new position of every row as a query of its own, beside the cache of all rows."""
+        r, n, _ = x.shape
         everyone = len(listed) == len(self.lengths) and listed == list(range(r))
         together = before[0] if everyone and n == 1 and min(before) == max(before) else None
         positions = torch.tensor(before, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (R, N)
-        span = self._span(before, longest, stepwise)
-        causal = not stepwise and not any(before) and not config.window
-        mask = None if causal else self._mask(positions, span)
-        x = at_least(x.flatten(0, 1), self.min_rows)  # (M, D)
-        values = None if values is None else at_least(values.flatten(0, 1), self.min_rows)
-        rotation = self._rotation(at_least(positions.flatten(), self.min_rows))
-        first = x = backbone.start(x, at_least(positions.flatten(), self.min_rows))
-        n_qk, m = config.n_heads + config.kv_heads, r * n
-        for layer, own in enumerate(backbone.split_values(values)):
-            block: Block = backbone.blocks[layer]  # type: ignore[assignment]
+        span = self._span(before, max(before) + n)
+        mask = self._mask(positions, span)
+
+        def attended(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, stored = self.cache[layer].unbind(0)
+            if together is not None:
+                keys[:, :, together], stored[:, :, together] = k, v
+            else:
+                keys[rows[:, None], :, positions] = k.unflatten(0, (r, n))
+                stored[rows[:, None], :, positions] = v.unflatten(0, (r, n))
+            keys, stored = keys[:, :, span], stored[:, :, span]
+            if not everyone:
+                keys, stored = keys[rows], stored[rows]
+            return self._attend_apart(q.unflatten(0, (r, n)), keys, stored, mask).flatten(0, 1)
+
+        values = None if values is None else values.flatten(0, 1)
+        return self._blocks(x.flatten(0, 1), values, positions.flatten(), attended).view(r, n, -1)
+
+    def _read(
+        self, listed: list[int], x: Tensor, values: Tensor | None, counts: list[int], before: list[int]
+    ) -> Tensor:
+        """Prompts: the units of all rows share the products, and each row attends by itself.
+
+        So what a row reads cannot depend on the others, where a product's rows do not depend on their number.
+        """
+        (r, n, _), steps = x.shape, self._compiled_steps
+        short = [start + count <= SHORT for start, count in zip(before, counts, strict=True)]
+        if steps is not None and steps.for_short and len(set(short)) == 2:  # which way depends on the row alone
+            contexts = torch.zeros_like(x)
+            for kind in (False, True):
+                own = [i for i, is_short in enumerate(short) if is_short == kind]
+                parts = [[values_of[i] for i in own] for values_of in (listed, counts, before)]
+                contexts[own] = self._read(parts[0], x[own], None if values is None else values[own], *parts[1:])
+            return contexts
+        real = torch.tensor([i * n + j for i, count in enumerate(counts) for j in range(count)], device=x.device)
+        starts = torch.tensor(before, device=x.device)[:, None] + torch.arange(n, device=x.device)
+        positions = starts.flatten()[real]
+        # row of the cache, its queries, their positions, the first one that they see, and what hides others
+        pieces: list[tuple[int, slice, slice, int, Tensor | None]] = []
+        first = 0
+        for row, start, count in zip(listed, before, counts, strict=True):
+            own, new = slice(first, first + count), slice(start, start + count)
+            oldest = max(start + 1 - (self.config.window or new.stop), 0)
+            whole = start == 0 and not self.config.window
+            mask = None if whole else self._mask(positions[None, own], slice(oldest, new.stop))
+            pieces.append((row, own, new, oldest, mask))
+            first += count
+
+        def attends(layer: int, q: Tensor) -> Tensor:
+            out = torch.empty_like(q)
+            for row, own, new, oldest, mask in pieces:
+                keys, stored = self.cache[layer, :, None, row, :, oldest : new.stop]  # (1, G, S, E)
+                out[own] = self._attend(q[None, own], keys, stored, mask)[0]
+            return out
+
+        def attended(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            for row, own, new, _, _ in pieces:
+                cache = self.cache[layer, :, row]  # (2, G, S, E)
+                cache[0, :, new], cache[1, :, new] = k[own].transpose(0, 1), v[own].transpose(0, 1)
+            return attends(layer, q)
+
+        x = x.flatten(0, 1)[real]
+        values = None if values is None else values.flatten(0, 1)[real]
+        contexts = x.new_zeros(r * n, x.shape[1])
+        if steps is not None and steps.for_short and all(short):
+            x = self.backbone.start(x, positions)
+            contexts[real] = steps(x, values, self.cache, np.repeat(listed, counts), positions.numpy())
+        elif steps is not None and not steps.for_short:
+            x = self.backbone.start(x, positions)
+            contexts[real] = steps.read(x, values, self.cache, np.repeat(listed, counts), positions.numpy(), attends)
+        else:
+            contexts[real] = self._blocks(x, values, positions, attended)
+        return contexts.view(r, n, -1)
+
+    def _blocks(
+        self,
+        x: Tensor,
+        values: Tensor | None,
+        positions: Tensor,
+        attended: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """(M, D) embeddings at (M,) positions -> (M, D) contexts.
+
+        attended: of a layer's (M, H, E) queries, (M, G, E) keys and values, which it keeps -> (M, H, E).
+        """
+        config, m = self.config, len(x)
+        positions = at_least(positions, self.min_rows)
+        values = None if values is None else at_least(values, self.min_rows)
+        rotation = self._rotation(positions)
+        first = x = self.backbone.start(at_least(x, self.min_rows), positions)
+        n_qk = config.n_heads + config.kv_heads
+        for layer, own in enumerate(self.backbone.split_values(values)):
+            block: Block = self.backbone.blocks[layer]  # type: ignore[assignment]
             x = block.enter(x, first)
             qkv = block.attention.qkv(normed(block.attention_norm, x)).view(len(x), -1, config.head_width)
             qk, v = qkv[:, :n_qk], qkv[:, n_qk:]
@@ -97,35 +192,30 @@ class TransformerState(BackboneState):
             if config.qk_norm:
                 qk = normed(block.attention.norm, qk)
             if rotation is not None:
-                qk = torch.addcmul(qk * rotation[0], qk @ self.swap, rotation[1])
-            keys, stored = self.cache[layer].unbind(0)
-            if together is not None:
-                keys[:, :, together], stored[:, :, together] = qk[:m, config.n_heads :], v[:m]
-            else:
-                keys[rows[:, None], :, positions] = qk[:m, config.n_heads :].unflatten(0, (r, n))
-                stored[rows[:, None], :, positions] = v[:m].unflatten(0, (r, n))
-            keys, stored = keys[:, :, span], stored[:, :, span]
-            if not everyone:
-                keys, stored = keys[rows], stored[rows]
-            q = qk[:m, : config.n_heads].unflatten(0, (r, n))
-            attended = (self._attend_apart if stepwise else self._attend)(q, keys, stored, mask)
-            x = x + block.attention.out(at_least(attended.reshape(m, config.width), self.min_rows))
+                qk = torch.addcmul(qk * rotation[0], self._turned(qk), rotation[1])
+            mixed = attended(layer, qk[:m, : config.n_heads], qk[:m, config.n_heads :], v[:m])
+            x = x + block.attention.out(at_least(mixed.reshape(m, config.width), self.min_rows))
             x = x + block.mlp(normed(block.mlp_norm, x))
-        for row, start, count in zip(listed, before, counts, strict=True):
-            self.lengths[row] = start + count
-        return normed(backbone.norm, x)[:m].view(r, n, -1)
+        return normed(self.backbone.norm, x)[:m]
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """(M, *, E) pairs (a, b), half of E apart -> (-b, a)."""
+        if len(x) < MANY:
+            return x @ self.swap  # one operation, and exact
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([-b, a], dim=-1)
 
     def _extend_compiled(
-        self, steps: CompiledSteps, rows: Tensor, x: Tensor, values: Tensor | None, before: list[int]
+        self, steps: CompiledSteps | TeamSteps, rows: Tensor, x: Tensor, values: Tensor | None, before: list[int]
     ) -> Tensor:
         """Every new position of every row as a query of its own."""
         r, n, _ = x.shape
-        positions = (torch.tensor(before)[:, None] + torch.arange(n)).flatten()
-        own = self.backbone.split_values(None if values is None else values.flatten(0, 1))
-        x = self.backbone.start(x.flatten(0, 1), positions)
-        angles = self.backbone.angles(positions)
-        row = rows.repeat_interleave(n) if n > 1 else rows
-        return steps(x, own, angles, self.cache, row.numpy(), positions.numpy()).view(r, n, -1)
+        positions = np.add.outer(before, np.arange(n)).ravel()
+        x, row = x.flatten(0, 1), rows.numpy()
+        if self.config.position == "learned":
+            x = self.backbone.start(x, torch.from_numpy(positions))
+        values = None if values is None else values.flatten(0, 1)
+        return steps(x, values, self.cache, np.repeat(row, n) if n > 1 else row, positions).view(r, n, -1)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """(M,) positions -> (M, 1, E) cosines and sines of both halves."""
@@ -136,11 +226,9 @@ class TransformerState(BackboneState):
         dtype = self.cache.dtype
         return torch.cat([cos, cos], -1)[:, None].to(dtype), torch.cat([sin, sin], -1)[:, None].to(dtype)
 
-    def _span(self, before: list[int], longest: int, stepwise: bool) -> slice:
-        """The cached positions that any query sees."""
+    def _span(self, before: list[int], longest: int) -> slice:
+        """The cached positions that any query of a step sees."""
         window = self.config.window
-        if not stepwise:
-            return slice(max(min(before) + 1 - (window or longest), 0), longest)
         oldest = 0
         if window and self.min_rows == 1:  # in an exact state sums may not begin where other rows make them begin
             oldest = max(min(before) + 1 - window, 0) // CACHE_STEP * CACHE_STEP

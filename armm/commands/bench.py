@@ -14,6 +14,7 @@ from armm.commands.options import OptionParser
 from armm.errors import InputError
 from armm.generation import Sample, generate, stream
 from armm.generation.requests import ends_by_itself
+from armm.memory import keep_freed_memory
 from armm.model import AutoregressiveModel
 from armm.prepacking import PrepackedLinear, prepack
 
@@ -68,6 +69,7 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"--rows {options.rows}: expected batch sizes such as 1,16")
     if not options.seconds > 0:
         raise InputError(f"--seconds is {options.seconds:g}, it must be greater than 0")
+    keep_freed_memory()
     model = prepack(bundle.load(options.run, options.device, options.weights))
     limit = options.max_symbols
     if limit is None and not ends_by_itself(model):

@@ -30,6 +30,7 @@ from armm.errors import InputError
 from armm.generation import Proposer, Sample
 from armm.generation.engine import Drawn
 from armm.generation.sampling import job_of
+from armm.memory import keep_freed_memory
 from armm.model import AutoregressiveModel
 from armm.prepacking import prepack
 from armm.sequence import Document
@@ -86,6 +87,7 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"--out {options.out} is a file; name a folder")
     if options.mask is not None and (options.prompts is not None or not options.prompt):
         raise InputError("--mask says which pixels of an image are kept; give the image with --prompt, not --prompts")
+    keep_freed_memory()
     place = bundle.find(options.run)
     model = prepack(bundle.load(place, options.device, options.weights))
     request = parse_request(model, options, DEFAULT_LENGTH)

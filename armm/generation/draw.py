@@ -6,6 +6,7 @@ Axes: R rows, V the largest alphabet among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -28,10 +29,14 @@ class Place(NamedTuple):
 
 
 class Drawer:
-    """Draws symbols with one seed and one list of filters."""
+    """Draws symbols with one seed and one list of filters.
 
-    def __init__(self, seed: int, filters: Sequence[Filter], device: torch.device) -> None:
+    compiled: the noise is computed in compiled code, where there is such.
+    """
+
+    def __init__(self, seed: int, filters: Sequence[Filter], device: torch.device, compiled: bool = False) -> None:
         self.seed, self.filters, self.device = seed, list(filters), device
+        self.compiled = compiled and find_spec("numba") is not None
         self.reads_rows = any(keep.reads_rows for keep in filters)
         self.greedy = any(isinstance(keep, Temperature) and keep.t == 0 for keep in filters)
         # what all filters come down to, where that is dividing by a temperature
@@ -62,7 +67,7 @@ class Drawer:
             block = first[:, None] + torch.arange(length, device=self.device)
             numbers = torch.tensor(samples, device=self.device)[:, None].expand_as(block)
             self._block, self._samples, self._first, at = (
-                gumbel(self.seed, numbers, block, widest),
+                gumbel(self.seed, numbers, block, widest, self.compiled),
                 samples,
                 positions,
                 0,

@@ -29,6 +29,8 @@ from armm.grammar import Stage
 from armm.model import AutoregressiveModel
 from armm.state import State
 
+READ_TOGETHER = 1024  # symbols of prompts, padded; with more of them there is nothing left to share
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -78,13 +80,14 @@ class Engine:
     ) -> None:
         self.model, self.starts, self.settings = model, starts, settings
         self.queue = deque(queue)
-        self.drawer = Drawer(settings.seed, settings.filters, model.begin.device)
+        self.drawer = Drawer(settings.seed, settings.filters, model.begin.device, settings.compiled)
         self.twins = settings.guidance is not None
         self.width = model.grammar.largest_alphabet
         self.units = UnitDrawer(model.grammar, self.drawer, settings)
-        self.prompts: dict[int, State] = {}  # the one being sampled from: read once, whatever the number of samples
         n = min(settings.batch_size, len(self.queue))
         self.state = model.state(n * (1 + self.twins), settings.exact, settings.compiled)
+        self.read: dict[int, int] = {}  # prompts that `prompts` has read, and their rows
+        self.prompts = self.state
         self.lanes = [self._begin(row, n) for row in range(n)]
 
     # ------------------------------------------------------------------ the queue
@@ -117,10 +120,12 @@ class Engine:
         """Let a row begin the next sample of the queue."""
         prompt, index = self.queue.popleft()
         start = self.starts[prompt]
-        source = self._prompt_state(prompt)
-        self.state.copy_row(row, source, 0)
+        source, source_row, twin = self._prompt(prompt)
+        self.state.copy_row(row, source, source_row)
         if self.twins:
-            self.state.copy_row(n_lanes + row, source, 1)
+            self.state.copy_row(n_lanes + row, source, twin)
+        if not self.queue:
+            self.read, self.prompts = {}, self.state  # what was read is not needed again
         cursor = self.state.cursors[row]
         watch = None
         if self.settings.stops:
@@ -128,18 +133,35 @@ class Engine:
             watch.read(start.read)
         return Lane(prompt, index, start, where_prompt_ends(cursor), watch)
 
-    def _prompt_state(self, prompt: int) -> State:
-        """A prompt, read alone: what it is followed by cannot depend on what else is asked for."""
-        if prompt not in self.prompts:
-            self.prompts.clear()  # samples of a prompt follow each other in the queue
-            start = self.starts[prompt]
-            state = self.model.state(1 + self.twins, self.settings.exact, self.settings.compiled)
-            for row, stream in enumerate([start.read, start.without or []][: 1 + self.twins]):
-                lists = [stream if other == row else [] for other in range(state.n_rows)]
-                state.append(lists, unknown=row > 0)
-                state.logits([row])
-            self.prompts[prompt] = state
-        return self.prompts[prompt]
+    def _prompt(self, prompt: int) -> tuple[State, int, int]:
+        """Where a prompt has been read: a state, its row, and its twin's.
+
+        Prompts that come up soon are read beside it. What one is followed by cannot depend on the others, for an exact
+        state is tested to read a prompt in company as alone.
+        """
+        if prompt not in self.read:
+            self.read = {prompt: 0}
+            longest = len(self.starts[prompt].read)
+            for other, _ in self.queue:
+                if other in self.read:
+                    continue
+                longest = max(longest, len(self.starts[other].read))
+                if len(self.read) == self.settings.batch_size or longest * (1 + len(self.read)) > READ_TOGETHER:
+                    break
+                self.read[other] = len(self.read)
+            self.prompts = self._read([self.starts[each] for each in self.read])
+        row = self.read[prompt]
+        return self.prompts, row, len(self.read) + row
+
+    def _read(self, starts: Sequence[Start]) -> State:
+        """A state whose rows have read prompts, and below them those of their twins, if there are any."""
+        n = len(starts)
+        state = self.model.state(n * (1 + self.twins), self.settings.exact, self.settings.compiled)
+        nothing: list[list[int]] = [[]] * n
+        state.append([start.read for start in starts] + (nothing if self.twins else []))
+        if self.twins:
+            state.append(nothing + [start.without or [] for start in starts], unknown=True)
+        return state
 
     def _has_ended(self, row: int) -> bool:
         """Whether a sample is complete; notes why."""
@@ -218,7 +240,8 @@ class Engine:
 
     def _widened(self, logits: Tensor) -> Tensor:
         """Logits over the model's largest alphabet: sums over them must not depend on the other rows' alphabets."""
-        return F.pad(logits, (0, self.width - logits.shape[-1]), value=float("-inf"))
+        missing = self.width - logits.shape[-1]
+        return F.pad(logits, (0, missing), value=float("-inf")) if missing else logits
 
     def _force(self, rows: Sequence[int], logits: Tensor) -> Tensor:
         """Where a plan says what begins next, leave that control symbol alone."""

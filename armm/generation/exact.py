@@ -16,6 +16,7 @@ from armm.model import AutoregressiveModel
 from armm.state import State
 
 N_UNITS = 3  # written by every way of computing
+N_PROMPTS = 5  # read side by side
 # verdicts that were found already: of a model, on its device, in its precision, with so many threads
 _FOUND: WeakKeyDictionary[AutoregressiveModel, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 
@@ -47,7 +48,21 @@ def self_test(model: AutoregressiveModel, compiled: bool = False) -> bool:
             if not torch.equal(own[: len(logits)], logits):
                 return False
             state.append([[] if other < row else [symbol] for other in range(n_rows)])
-    return _agrees_ahead(model, compiled, written, expected)
+    return _agrees_read(model, compiled, written) and _agrees_ahead(model, compiled, written, expected)
+
+
+def _agrees_read(model: AutoregressiveModel, compiled: bool, written: list[int]) -> bool:
+    """Whether prompts that are read side by side are followed by what each is followed by alone."""
+    prompts = [written[: len(written) * (1 + number) // N_PROMPTS] for number in range(N_PROMPTS)]
+    together = model.state(N_PROMPTS, True, compiled)
+    together.append(prompts)
+    for found, prompt in zip(together.logits(range(N_PROMPTS)), prompts, strict=True):
+        alone = model.state(1, True, compiled)
+        alone.append([prompt])
+        own = alone.logits([0])[0]
+        if not torch.equal(found[: len(own)], own):
+            return False
+    return True
 
 
 def _write(model: AutoregressiveModel, compiled: bool) -> tuple[list[int], list[Tensor]]:

@@ -7,6 +7,7 @@ integers, the same on every device.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def mix(x: Tensor) -> Tensor:
     return _shifted(x, 31).bitwise_xor_(x)
 
 
-def gumbel(seed: int, samples: Tensor, positions: Tensor, values: int | Tensor) -> Tensor:
+def gumbel(seed: int, samples: Tensor, positions: Tensor, values: int | Tensor, compiled: bool = False) -> Tensor:
     """Standard Gumbel noise for values that the next symbol can take.
 
     Args:
@@ -40,13 +41,26 @@ def gumbel(seed: int, samples: Tensor, positions: Tensor, values: int | Tensor) 
         samples: (*) int64, the number of the sample within its request, never its place in a batch.
         positions: (*) int64, of the symbol in its stream.
         values: V for all of [0, V), or (*, C) int64 to ask about some of them.
+        compiled: hash in compiled code; the same numbers, a third of the time.
 
     Returns: (*, V) or (*, C) float32, finite.
     """
-    key = mix(torch.full_like(samples, wrapped(seed % (1 << 64))) + GOLDEN)
-    key = mix(key ^ (samples + 1) * GOLDEN)
-    key = mix(key + (positions + 1) * GOLDEN)
-    numbers = torch.arange(values, device=samples.device) if isinstance(values, int) else values
-    bits = _shifted(mix(key[..., None] + (numbers + 1) * GOLDEN), 12)  # 52 bits: with the half below, never 0 nor 1
-    uniform = bits.double().add_(0.5).mul_(2.0**-52)
+    if compiled and isinstance(values, int) and samples.device.type == "cpu":
+        uniform = _compiled_uniforms(seed, samples, positions, values)
+    else:
+        key = mix(torch.full_like(samples, wrapped(seed % (1 << 64))) + GOLDEN)
+        key = mix(key ^ (samples + 1) * GOLDEN)
+        key = mix(key + (positions + 1) * GOLDEN)
+        numbers = torch.arange(values, device=samples.device) if isinstance(values, int) else values
+        bits = _shifted(mix(key[..., None] + (numbers + 1) * GOLDEN), 12)  # 52 bits: with the half, never 0 nor 1
+        uniform = bits.double().add_(0.5).mul_(2.0**-52)
     return uniform.log_().neg_().log_().float().neg_()
+
+
+def _compiled_uniforms(seed: int, samples: Tensor, positions: Tensor, n_values: int) -> Tensor:
+    from armm.generation.fast_noise import uniforms
+
+    out = np.empty((samples.numel(), n_values))
+    flat = [x.flatten().numpy().view(np.uint64) for x in (samples, positions)]
+    uniforms(np.uint64(seed % (1 << 64)), *flat, out)
+    return torch.from_numpy(out).view(*samples.shape, n_values)

@@ -139,9 +139,14 @@ class ConvState(HeadState):
         self._set_bias(rows, context, halo)
 
     def _set_bias(self, rows: Tensor, context: Tensor, halo: Tensor | None) -> None:
-        condition = rearrange(self.head.conditioning(context.to(self.bias.dtype), halo), "b p z -> (p b) z")
+        condition = self.head.conditioning(context.to(self.bias.dtype), halo).transpose(0, 1)  # (P, R, Z)
+        condition = condition.flatten(0, 1)
         bias = torch.matmul(condition, self.conditioning) + self.head.gate_bias[:, None]  # (L, P * R, 2W)
-        self.bias[:, :, rows] = rearrange(bias, "l (p b) w -> l p b w", p=self.unit.places)
+        bias = bias.unflatten(1, (self.unit.places, -1))
+        if len(rows) == 1:  # a place is cheaper to find than places
+            self.bias[:, :, int(rows)] = bias[:, :, 0]
+        else:
+            self.bias[:, :, rows] = bias
 
     def _reserve(self, n_units: int) -> None:
         missing = n_units - self.past.shape[1]

@@ -8,7 +8,7 @@ Axes: R rows, n symbols of a call, V vocabulary, W residual channels, I inputs a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from armm.heads.distributions import Distribution, LogisticMixtureDistribution, SoftmaxDistribution
 from armm.heads.fast_loop import Lanes, Memory, Network, Readout, fill_lanes
+from armm.panels import pack_floats
 
 if TYPE_CHECKING:
     from armm.heads.conv_state import ConvState
@@ -84,9 +85,9 @@ def compiled_fill(state: ConvState) -> CompiledFill | None:
     network = Network(
         table=_array(state.table),
         lags=_array(state.lags),
-        taps=_array(head.gates[:, : head.config.kernel * w]),
-        residual=_array(head.residual),
-        skip=_array(first.weight.T.unflatten(0, (-1, w))),
+        taps=_panels([gates[: head.config.kernel * w].T for gates in head.gates]),
+        residual=_panels([residual.T for residual in head.residual]),
+        skip=_panels(list(first.weight.unflatten(1, (-1, w)).unbind(1))),
         hidden=_weights(hidden),
         skip_bias=_biases(head.skip),
     )
@@ -107,9 +108,12 @@ def _readout(distribution: Distribution) -> Readout:
 
 
 def _weights(layers: Iterable[nn.Module]) -> np.ndarray:
-    """(layers, I, O)."""
-    weights = [layer.weight.T for layer in layers if isinstance(layer, nn.Linear)]
-    return _array(torch.stack(weights) if weights else torch.zeros(0, 0, 0))
+    return _panels([layer.weight for layer in layers if isinstance(layer, nn.Linear)])
+
+
+def _panels(weights: Sequence[Tensor]) -> np.ndarray:
+    """Matrices (outputs, inputs) -> (matrices, panels of (inputs, outputs)), see `armm.panels`."""
+    return _array(torch.stack([pack_floats(own, None) for own in weights]) if weights else torch.zeros(0, 0, 0, 0))
 
 
 def _biases(layers: Iterable[nn.Module]) -> np.ndarray:

@@ -16,30 +16,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-from armm.compiled import ONE, TWO, ZERO, add_product, copy, exp, inner, kept, scalar, sigmoid, silu, tanh
+from armm.compiled import ONE, TWO, ZERO, copy, exp, inner, kept, scalar, sigmoid, silu, tanh
+from armm.panels import PANEL, add_floats
 
 ARTANH = tuple(np.float32(1 / c) for c in (15, 13, 11, 9, 7, 5, 3, 1))
 
 
 class Network(NamedTuple):
-    """The convolutions, every matrix (inputs, outputs): the weights of an input follow each other."""
+    """The convolutions, every matrix as panels of (1 + inputs, 16) (`armm.panels`)."""
 
     table: np.ndarray  # (C * (V + 1), W)
     lags: np.ndarray  # (L, k - 1) int64
-    taps: np.ndarray  # (L, k * W, 2W), oldest first
-    residual: np.ndarray  # (L, W, W)
-    skip: np.ndarray  # (L, W, H)
-    hidden: np.ndarray  # (S - 1, H, H)
+    taps: np.ndarray  # (L, panels of (k * W, 2W)), oldest first
+    residual: np.ndarray  # (L, panels of (W, W))
+    skip: np.ndarray  # (L, panels of (W, H))
+    hidden: np.ndarray  # (S - 1, panels of (H, H))
     skip_bias: np.ndarray  # (S, H)
 
 
 class Readout(NamedTuple):
     """From features to logits: a softmax, or a mixture of logistics where `n_components` is not 0."""
 
-    enter: np.ndarray  # (C, H, H); empty for one channel
+    enter: np.ndarray  # (C, panels of (H, H)); empty for one channel
     enter_bias: np.ndarray  # (C, H)
     earlier: np.ndarray  # (C, C, V, H)
-    out: np.ndarray  # (C, H, V); (1, H, O) for a mixture
+    out: np.ndarray  # (C, panels of (H, V)); (1, panels of (H, O)) for a mixture
     out_bias: np.ndarray  # (C, V); (1, O)
     softcap: float  # 0 for none
     n_components: int
@@ -65,7 +66,7 @@ class Lanes(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What a step works on."""
+    """What a step works on; what products are added to is filled up to whole panels."""
 
     x: np.ndarray  # (R, W)
     taps: np.ndarray  # (R, k * W)
@@ -87,15 +88,15 @@ def fill_lanes(
 ) -> None:  # fmt: skip
     """Draw the next n symbols of some rows; `noise`, `drawn` and `logits` are those of all rows of the call."""
     n_rows, channels, n_values = len(lanes.row), memory.before.shape[1], logits.shape[2]
-    w, n_features = network.residual.shape[1], network.skip.shape[2]
+    w, n_features = network.table.shape[1], memory.features.shape[1]
     scratch = Scratch(
-        np.empty((n_rows, w), np.float32),
-        np.empty((n_rows, network.taps.shape[1]), np.float32),
-        np.empty((n_rows, 2 * w), np.float32),
-        np.empty((n_rows, w), np.float32),
-        np.empty((n_rows, n_features), np.float32),
-        np.empty((n_rows, n_features), np.float32),
-        np.empty((n_rows, readout.out.shape[2]), np.float32),
+        np.zeros((n_rows, filled(w)), np.float32),
+        np.zeros((n_rows, network.taps.shape[2] - 1), np.float32),
+        np.zeros((n_rows, filled(2 * w)), np.float32),
+        np.zeros((n_rows, w), np.float32),
+        np.zeros((n_rows, filled(n_features)), np.float32),
+        np.zeros((n_rows, filled(n_features)), np.float32),
+        np.zeros((n_rows, filled(readout.out_bias.shape[1])), np.float32),
         np.empty((readout.n_components + 1, n_values), np.float32),
     )
     for i in range(drawn.shape[1]):
@@ -116,41 +117,47 @@ def fill_lanes(
             memory.open_unit[lanes.row[r], lanes.start[r] + i] = symbol
             drawn[which, i] = symbol
     for r in range(n_rows):
-        copy(memory.features[lanes.row[r]], scratch.features[r])
+        copy(memory.features[lanes.row[r]], scratch.features[r, :n_features])
+
+
+@inner
+def filled(n: int) -> int:
+    """So many outputs filled up to whole panels."""
+    return n + -n % PANEL
 
 
 @inner
 def step(network: Network, memory: Memory, lanes: Lanes, scratch: Scratch, i: int) -> None:
     """Rows' open places, i symbols on: their features, and the layers' inputs for the ring."""
     x, taps, sums, gated, features = scratch.x, scratch.taps, scratch.sums, scratch.gated, scratch.features
-    n_layers, n_old, w = network.lags.shape[0], network.lags.shape[1], x.shape[1]
+    n_layers, n_old, w = network.lags.shape[0], network.lags.shape[1], gated.shape[1]
     channels, mask = memory.before.shape[1], len(memory.history) - 1  # the ring's size is a power of two
     for r in range(len(lanes.row)):
-        embed(network, memory, lanes.row[r], (lanes.start[r] + i) // channels, x[r])
+        embed(network, memory, lanes.row[r], (lanes.start[r] + i) // channels, x[r, :w])
         copy(features[r], network.skip_bias[0])
     for layer in range(n_layers):
         for r in range(len(lanes.row)):
             row, place = lanes.row[r], (lanes.start[r] + i) // channels
             clock = lanes.clock[r] + place - lanes.start[r] // channels
-            copy(memory.history[clock & mask, layer, row], x[r])
+            copy(memory.history[clock & mask, layer, row], x[r, :w])
             for tap in range(n_old):
                 slot = (clock - network.lags[layer, tap]) & mask
                 copy(taps[r, tap * w :], memory.history[slot, layer, row])
-            copy(taps[r, n_old * w :], x[r])
+            copy(taps[r, n_old * w :], x[r, :w])
             copy(sums[r], memory.bias[layer, place, row])
-        add_product(sums, taps, network.taps[layer])
+        add_floats(sums, taps, network.taps[layer])
         for r in range(len(lanes.row)):
             for j in range(w):
                 gated[r, j] = tanh(sums[r, j]) * sigmoid(sums[r, w + j])
-        add_product(features, gated, network.skip[layer])
+        add_floats(features, gated, network.skip[layer])
         if layer < n_layers - 1:
-            add_product(x, gated, network.residual[layer])
+            add_floats(x, gated, network.residual[layer])
     silu(features)
     for number in range(len(network.hidden)):
         for r in range(len(lanes.row)):
             copy(scratch.hidden[r], features[r])
             copy(features[r], network.skip_bias[1 + number])
-        add_product(features, scratch.hidden, network.hidden[number])
+        add_floats(features, scratch.hidden, network.hidden[number])
         silu(features)
 
 
@@ -178,7 +185,7 @@ def read_softmax(
         hidden = scratch.hidden
         for r in range(len(lanes.row)):
             copy(hidden[r], readout.enter_bias[channel])
-        add_product(hidden, scratch.features, readout.enter[channel])
+        add_floats(hidden, scratch.features, readout.enter[channel])
         for r in range(len(lanes.row)):
             first = lanes.start[r] + i - channel
             for c in range(channel):
@@ -189,7 +196,7 @@ def read_softmax(
                 hidden[r, j] = max(hidden[r, j], ZERO)
     for r in range(len(lanes.row)):
         copy(out[r], readout.out_bias[channel])
-    add_product(out, hidden, readout.out[channel])
+    add_floats(out, hidden, readout.out[channel])
     for r in range(len(lanes.row)):
         own = logits[lanes.which[r], i]
         for v in range(len(own)):
@@ -202,14 +209,14 @@ def read_mixture(
 ) -> None:
     """The same of a mixture of logistics, as `LogisticMixtureDistribution` has it."""
     n, channels, last = readout.n_components, memory.before.shape[1], logits.shape[2] - 1
-    masses = scratch.masses
+    masses, n_out = scratch.masses, readout.out_bias.shape[1]
     for r in range(len(lanes.row)):
         copy(scratch.out[r], readout.out_bias[0])
-    add_product(scratch.out, scratch.features, readout.out[0])
+    add_floats(scratch.out, scratch.features, readout.out[0])
     for r in range(len(lanes.row)):
         first = lanes.start[r] + i - channel
         levels = memory.open_unit[lanes.row[r], first : first + channel]
-        parameters = scratch.out[r].reshape(-1, n)  # weights, C means, C log-scales, C (C - 1) / 2 couplings
+        parameters = scratch.out[r, :n_out].reshape(-1, n)  # weights, C means, C log-scales, C (C - 1) / 2 couplings
         norm = log_sum(parameters[0])
         for m in range(n):
             joint = parameters[0, m] - norm

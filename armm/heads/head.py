@@ -25,8 +25,8 @@ class Unit:
         continuous: a head's history runs on across unit borders (time) instead of starting anew (rows).
         block: (height, width) in pixels of a unit of an image, `None` where there is no second dimension.
         whole_rows: a block spans the whole width of the image, so that everything above it is known.
-        frame_rows: units of a frame, where images follow one another as the frames of a clip; 0 for single images.
         values: (V, n) what each symbol means as numbers of order 1 (amplitudes), for heads that read them; or None.
+        frame_rows: units of a frame, where images follow one another as the frames of a clip; 0 for single images.
     """
 
     vocab: int
@@ -35,8 +35,8 @@ class Unit:
     continuous: bool = True
     block: tuple[int, int] | None = None
     whole_rows: bool = False
-    frame_rows: int = 0
     values: Tensor | None = None
+    frame_rows: int = 0
 
     @property
     def places(self) -> int:

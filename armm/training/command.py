@@ -27,13 +27,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from armm.datasets import builtin_folder
 from armm.errors import InputError, nearest
 from armm.evaluation import Score
+from armm.memory import keep_freed_memory
 from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
 from armm.training.complaints import LOADER_DIED, explain, of_a_library, plain
 from armm.training.data import DataModule
 from armm.training.diagnostics import Diagnostics
-from armm.training.memory import keep_freed_memory
 from armm.training.module import GenerativeModule
 from armm.training.precision import AUTO, allow_auto, choose, several_processes
 from armm.training.progress import StepProgress

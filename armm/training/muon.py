@@ -63,7 +63,7 @@ class BatchedMuon(Muon):
         momenta = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])  # type: ignore[attr-defined]
         # Nesterov's look ahead
-        wanted = torch._foreach_lerp(grads, momenta, group["momentum"])  # type: ignore[attr-defined]
+        wanted = list(torch._foreach_lerp(grads, momenta, group["momentum"]))  # type: ignore[attr-defined]
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])  # type: ignore[attr-defined]
         for p, update in zip(params, self._updates(params, wanted, group), strict=True):

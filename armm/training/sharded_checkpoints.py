@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from armm.errors import InputError
 from armm.training.digest import digest_of
@@ -43,7 +45,7 @@ def write(tree: dict[str, Any], folder: Path) -> dict[str, tuple[int, str]]:
     tensors = {key(place): tensor.detach() for place, tensor in tensors_of(tree) if tensor.dim()}
     rank = distributed.get_rank()
     try:
-        dcp.save(tensors, storage_writer=FileSystemWriter(str(folder), sync_files=True, thread_count=1))
+        save(tensors, storage_writer=FileSystemWriter(str(folder), sync_files=True, thread_count=1))
     except CheckpointException as error:
         raise as_os_error(error, folder) from error
     own = {path.name: digest_of(path) for path in folder.glob(f"__{rank}_*")}
@@ -89,7 +91,7 @@ def read(
                 )
             like_it = torch.empty(kind.size) if layout is None else layout
             wanted[name] = torch.empty_like(like_it, dtype=kind.properties.dtype, requires_grad=False)
-        dcp.load(wanted, storage_reader=reader, no_dist=not distributed.is_initialized())
+        load(wanted, storage_reader=reader, no_dist=not distributed.is_initialized())
     except CheckpointException as error:
         raise InputError(f"{folder} cannot be read: {as_os_error(error, folder)}; name another checkpoint") from error
     except (OSError, pickle.UnpicklingError) as error:
@@ -151,7 +153,7 @@ class PlainReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = Descriptions(file).load()
-        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 

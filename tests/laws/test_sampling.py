@@ -65,35 +65,35 @@ def test_tails_of_the_distributions_are_those_in_the_tables() -> None:
 
 # ------------------------------------------------------------- planted faults
 
-Noise = Callable[[int, Tensor, Tensor, int], Tensor]
+Noise = Callable[..., Tensor]
 
 
-def of_batch_column(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+def of_batch_column(seed: int, samples: Tensor, positions: Tensor, vocab: int, compiled: bool = False) -> Tensor:
     columns = torch.arange(samples.shape[0]).view(-1, *[1] * (samples.dim() - 1))
     return GUMBEL(seed, columns.expand_as(samples), positions, vocab)
 
 
-def of_a_generator(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+def of_a_generator(seed: int, samples: Tensor, positions: Tensor, vocab: int, compiled: bool = False) -> Tensor:
     """As everyone else does it: each call draws on."""
     return -torch.log(-torch.log(torch.rand(*samples.shape, vocab, generator=GENERATOR)))
 
 
-def of_half_strength(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
-    return GUMBEL(seed, samples, positions, vocab) / 2
+def of_half_strength(seed: int, samples: Tensor, positions: Tensor, vocab: int, compiled: bool = False) -> Tensor:
+    return GUMBEL(seed, samples, positions, vocab, compiled) / 2
 
 
-def of_no_position(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
-    return GUMBEL(seed, samples, torch.zeros_like(positions), vocab)
+def of_no_position(seed: int, samples: Tensor, positions: Tensor, vocab: int, compiled: bool = False) -> Tensor:
+    return GUMBEL(seed, samples, torch.zeros_like(positions), vocab, compiled)
 
 
-def of_another_shape(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+def of_another_shape(seed: int, samples: Tensor, positions: Tensor, vocab: int, compiled: bool = False) -> Tensor:
     """Uniform, not Gumbel."""
-    return torch.exp(-torch.exp(-GUMBEL(seed, samples, positions, vocab)))
+    return torch.exp(-torch.exp(-GUMBEL(seed, samples, positions, vocab, compiled)))
 
 
-def of_neighbours(seed: int, samples: Tensor, positions: Tensor, vocab: int) -> Tensor:
+def of_neighbours(seed: int, samples: Tensor, positions: Tensor, vocab: int, compiled: bool = False) -> Tensor:
     """Pairs of values share their noise."""
-    return GUMBEL(seed, samples, positions, vocab)[..., torch.arange(vocab) // 2]
+    return GUMBEL(seed, samples, positions, vocab, compiled)[..., torch.arange(vocab) // 2]
 
 
 GUMBEL: Noise = draw.gumbel

@@ -1,7 +1,8 @@
 """Memory that a step gave back is kept for the next one.
 
 A C library returns large blocks to the system when they are freed and asks for them again: at every step the system
-fills tens of thousands of pages with zeros, a tenth of the time of a model of 10M parameters on two cores.
+fills tens of thousands of pages with zeros, a tenth of the time of training a model of 10M parameters on two cores, or
+of reading a prompt of 512 tokens with one of 134M.
 """
 
 from __future__ import annotations
