@@ -1,7 +1,8 @@
 """Creatures of 32×32 pixels from numpy alone: the built-in colour images of this project.
 
-A creature is half a random blob, mirrored, in a few shades of one or two colours on black, lit from above and the left,
-with an outline and eyes. It is a pure function of its number and a seed. Look at some: `python data/sprites.py --out DIR`.
+A creature is half a random blob, mirrored, in a few shades of one or two colours on black, lit from above and the
+left, with an outline and eyes. It is a pure function of its number and a seed. To look at some:
+`python data/sprites.py --out DIR`.
 """
 
 from __future__ import annotations
