@@ -1,7 +1,8 @@
 """Creatures of 32×32 pixels from numpy alone: the built-in colour images of this project.
 
-A creature is half a random blob, mirrored, in a few shades of one or two colours on black, lit from above, with an
-outline and eyes. It is a pure function of its number and a seed. Look at some: `python data/sprites.py --out DIR`.
+A creature is half a random blob, mirrored, in a few shades of one or two colours on black, lit from above and the
+left, with an outline and eyes. It is a pure function of its number and a seed. To look at some:
+`python data/sprites.py --out DIR`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def make_sprite(number: int, seed: int = 0) -> tuple[str, np.ndarray]:
     inside = np.concatenate([inside, inside[:, ::-1]], axis=1)
     inside[[0, -1]] = inside[:, [0, -1]] = False
     texture = np.concatenate([texture, texture[:, ::-1]], axis=1)
-    light = (SIZE - np.mgrid[:SIZE, :SIZE][0]) / SIZE * SHADES + texture * 2
+    down_and_right = np.mgrid[:SIZE, :SIZE].sum(axis=0)  # the light comes from above and the left
+    light = (2 * SIZE - down_and_right) / (2 * SIZE) * SHADES + texture * 2
     shade = np.clip(light, 0, SHADES - 1).astype(int)
     colour = (texture > rng.uniform(0.0, 0.4)).astype(int)
     pixels = _palette(rng, kind)[colour, shade] * inside[..., None]
