@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
     model = bundle.load(options.run, options.device)
     given = [segment.as_condition() for segment in parse_prompts(model, options.given, "--given")]
     if bool(options.files) == bool(options.manifest):
-        raise InputError("name files to score, or the documents of a --manifest")
+        raise InputError("name each FILE to score, or the documents of a --manifest")
     if options.manifest is not None:
         return score_manifest(model, given, options.manifest, options.window, options.json)
     for path in options.files:

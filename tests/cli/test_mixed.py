@@ -146,7 +146,7 @@ def test_score_of_a_manifest_is_the_models_own(mixed: Path, run: Run, refused: R
     whole = score_document(model, document)["bits"] * math.log(2)
     assert whole == pytest.approx(-float(model.stream_log_prob(document).detach().sum()), rel=1e-5)
     assert "structure" in run("score", mixed / "run", "--manifest", path)
-    refused(["score", mixed / "run"], "name files to score")
+    refused(["score", mixed / "run"], "name each FILE to score")
     refused(["score", mixed / "run", "--manifest", path, "--given", "speaker=ann"], "--given")
 
 
