@@ -87,11 +87,11 @@ def test_calls_are_answered_until_none_is_made() -> None:
     model = tiny_model(speakers(), context=200)
     user = [model.modalities["user"].encode("2+2?")]
     shape = Regex(SHAPE, model.modalities["assistant"])
-    document, said = converse(model, user, calculator, first_filters=[shape], max_symbols=20, seed=3)
+    document, said = converse(model, user, calculator, first_filters=[shape], max_symbols=60, seed=3)
     assert [segment.modality for segment in document[:4]] == ["user", "assistant", "tool", "assistant"]
     assert CALL.fullmatch(said[0]) and model.modalities["tool"].decode(document[2]) == calculator(said[0])
     assert len(said) >= 2 and calculator(said[-1]) is None
-    assert converse(model, user, calculator, first_filters=[shape], max_symbols=20, seed=3)[1] == said
+    assert converse(model, user, calculator, first_filters=[shape], max_symbols=60, seed=3)[1] == said
 
 
 def test_a_model_that_only_calls_is_stopped() -> None:
@@ -99,7 +99,7 @@ def test_a_model_that_only_calls_is_stopped() -> None:
     model = tiny_model(speakers(), context=400)
     shape = Regex(SHAPE, model.modalities["assistant"])
     user = [model.modalities["user"].encode("2+2?")]
-    document, said = converse(model, user, calculator, filters=[shape], most=3, max_symbols=20)
+    document, said = converse(model, user, calculator, filters=[shape], most=3, max_symbols=60)
     assert len(said) == 3 and document[-1].modality == "assistant"
     assert [segment.modality for segment in document].count("tool") == 2
 
