@@ -8,13 +8,14 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from laws.tiny_runs import Curve, Result, train
+from laws.tiny_runs import Curve, train
 
 from armm.training import Optimization, Sharded
 
@@ -54,36 +55,35 @@ def curve(folder: Path, optimization: Optimization, n_data: int, **options: Any)
         optimization=optimization,
         **options,
     )
-    return {"steps": Curve.steps, "weights": Curve.weights, "validations": result.validations, "digest": digest(result)}
-
-
-def digest(result: Result) -> str:
-    return result.digest()
+    return {
+        "steps": Curve.steps,
+        "weights": Curve.weights,
+        "validations": result.validations,
+        "digest": result.digest().split()[0],
+    }
 
 
 def all_runs(folder: Path) -> dict[str, Any]:
     """Every way to train with all processes; what one process left in `one` is gone on with."""
     n = int(os.environ["WORLD_SIZE"])
-    ways: dict[str, tuple[int, dict[str, Any]]] = {
-        "ddp": (n, {"devices": n, "strategy": "ddp"}),
-        "fsdp": (n, {"devices": n, "strategy": Sharded()}),
-        "tensor": (n // 2, {"devices": n, "strategy": Sharded(tensor=2)}),
+    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+        "ddp": (n, lambda: "ddp"),
+        "fsdp": (n, Sharded),
+        "tensor": (n // 2, lambda: Sharded(tensor=2)),
     }
     found: dict[str, Any] = {}
-    for name, (n_data, options) in ways.items():
+    for name, (n_data, strategy) in ways.items():
         for rule, optimization in (("adamw", ADAMW), ("muon", MUON)):
-            place = folder / name / rule
-            found[f"{name} {rule}"] = curve(place, optimization, n_data, **options)
-    sharded = {"devices": n, "strategy": Sharded()}
+            found[f"{name} {rule}"] = curve(folder / name / rule, optimization, n_data, devices=n, strategy=strategy())
     with contextlib.suppress(Killed):
-        curve(folder / "stopped", MUON, n, callbacks=[KillAt()], **sharded)
+        curve(folder / "stopped", MUON, n, callbacks=[KillAt()], devices=n, strategy=Sharded())
     if not int(os.environ["LOCAL_RANK"]):
         shutil.copytree(folder / "stopped", folder / "left")  # for one process to go on with
     torch.distributed.barrier()
     found["resumed"] = curve(folder / "stopped", MUON, n, devices=n, strategy=Sharded())
-    for name, options in (("fsdp", {"strategy": Sharded()}), ("tensor", {"strategy": Sharded(tensor=2)})):
-        n_data = n if name == "fsdp" else n // 2
-        found[f"one, then {name}"] = curve(folder / "one" / name, MUON, n_data, devices=n, **options)
+    for name in ("fsdp", "tensor"):
+        n_data, strategy = ways[name]
+        found[f"one, then {name}"] = curve(folder / "one" / name, MUON, n_data, devices=n, strategy=strategy())
     return found
 
 
