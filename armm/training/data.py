@@ -381,7 +381,8 @@ class DataModule(L.LightningDataModule):
             documents, at_most = (self.val, self.n_val) if split == "val" else (self.test, None)
             self._pieces[split] = Windows(documents, self.eval_window, at_most, self._is_ragged())
         batches = DealtBatches(self._pieces[split], self.eval_batch_size, self._rank())
-        return DataLoader(batches, batch_size=None, collate_fn=CollateDealt(Collate(self.grammar, counted=True)))
+        collate = CollateDealt(Collate(self.grammar, counted=True))  # a whole batch, where the types say a list
+        return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
 
     def _windows(self, documents: Documents, at_most: int | None) -> list[Document]:
         """Every unit once, or some windows; documents of like length together."""

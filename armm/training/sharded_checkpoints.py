@@ -5,6 +5,8 @@ with gaps where the tensors belong. What it holds is named, shaped and ordered a
 process, whatever it was written by.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import pickle
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from armm.errors import InputError
 from armm.training.digest import digest_of
@@ -151,7 +153,7 @@ class PlainReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = Descriptions(file).load()
-        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 

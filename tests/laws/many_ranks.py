@@ -17,11 +17,24 @@ import lightning as L
 import torch
 from laws.tiny_runs import Curve, train
 
+from armm.backbones import Transformer
 from armm.training import Optimization, Sharded
 
 ADAMW = Optimization(warmup=0.2, weight_decay=0.1, muon_lr=0.0, lr=1e-2, ema=0.7)
 MUON = replace(ADAMW, muon_lr=0.02)
-N_STEPS, STOP = 6, 3
+# everything that is cut in its own way: grouped heads, gates, biases, value embeddings and their scale, a number
+BACKBONE = Transformer(
+    width=16,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    mlp="swiglu",
+    mlp_width=24,
+    bias=True,
+    value_embeddings=True,
+    residual_scalars=True,
+)
+N_STEPS, STOP = 4, 2  # of two batches, one and two: an epoch has three
 N_DOCUMENTS = 4  # of a step, over all processes and accumulated batches
 
 
@@ -53,6 +66,8 @@ def curve(folder: Path, optimization: Optimization, n_data: int, **options: Any)
         dropout=0.0,
         module_class=Curve,
         optimization=optimization,
+        backbone=BACKBONE,
+        val_check_interval=6,
         **options,
     )
     return {
