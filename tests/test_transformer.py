@@ -15,6 +15,7 @@ from tiny_modalities import Letters, hash_parameters, hash_symbols
 from torch import Tensor, nn
 
 from armm.backbones import Transformer, TransformerBackbone
+from armm.backbones.transformer import Block
 from armm.backbones.transformer_state import CACHE_STEP, TransformerState, attend
 from armm.errors import InputError
 from armm.model import AutoregressiveModel
@@ -484,3 +485,25 @@ def test_learned_positions_refuse_contexts_that_are_too_long() -> None:
 def test_transformers_that_cannot_be_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Transformer(**keys)
+
+
+def test_what_is_not_kept_is_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activation checkpointing: the same gradients, dropout included, from two passes through every block."""
+    config = Transformer(width=16, n_layers=2, n_heads=2, value_embeddings=True, residual_scalars=True, dropout=0.3)
+    passes: list[Block] = []
+    real = Block.whole
+    monkeypatch.setattr(Block, "whole", lambda self, *rest: (passes.append(self), real(self, *rest))[1])
+    found, counts = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        backbone = build(config).train()
+        for block in backbone.modules():
+            if isinstance(block, Block):
+                block.recompute = recompute
+        x, values = torch.randn(2, 7, 16), torch.randn(2, 7, config.value_width)
+        passes.clear()
+        backbone(x, values).square().sum().backward()
+        counts.append(len(passes))
+        found.append([parameter.grad for parameter in backbone.parameters()])
+    assert counts == [2, 4]
+    assert all(a is not None and torch.equal(a, b) and a.any() for a, b in zip(*found, strict=True))

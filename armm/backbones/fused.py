@@ -107,7 +107,8 @@ class Heads(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gq: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, None, None, None]:
-        normed, turns = ctx.saved_tensors[: ctx.n_saved], ctx.saved_tensors[ctx.n_saved :]
+        saved = ctx.saved_tensors  # once: activation checkpointing computes them for this
+        normed, turns = saved[: ctx.n_saved], saved[ctx.n_saved :]
         b, h, n, e = gv.shape
         whole, grad = gv.new_empty(b, n, 3 * h, e), gv.new_empty(b, n, 2 * h, e)
         grad[:, :, :h], grad[:, :, h:], whole[:, :, 2 * h :] = by_head(gq), by_head(gk), by_head(gv)

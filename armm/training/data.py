@@ -340,7 +340,8 @@ class DataModule(L.LightningDataModule):
     def _scored(self, split: Literal["val", "test"]) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
         batches = DealtBatches(self._scored_pieces(split), self.eval_batch_size, self._rank())
-        return DataLoader(batches, batch_size=None, collate_fn=CollateDealt(Collate(self.grammar, counted=True)))
+        collate = CollateDealt(Collate(self.grammar, counted=True))  # a whole batch, where the types say a list
+        return DataLoader(batches, batch_size=None, collate_fn=collate)  # type: ignore[arg-type]
 
     def _scored_pieces(self, split: Literal["val", "test"]) -> Sequence[Document]:
         if split not in self._pieces:  # too many to read before they are needed

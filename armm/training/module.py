@@ -152,7 +152,7 @@ class GenerativeModule(L.LightningModule):
     @property
     def sharded(self) -> Sharded | None:
         """What has dealt the model out over several processes, if anything has."""
-        strategy = self.trainer.strategy
+        strategy = self._trainer.strategy if self._trainer else None
         return strategy if isinstance(strategy, Sharded) else None
 
     def configure_model(self) -> None:
@@ -352,11 +352,13 @@ class GenerativeModule(L.LightningModule):
 
     def _score(self, data: tuple[Batch, Counts]) -> None:
         batch, counts = data
-        # bits are those of float32, but where processes send each other weights in less
+        self._scores.add(batch, self.score(batch), counts)
+
+    def score(self, batch: Batch) -> LogProbs:
+        """Nats in float32, but where processes send each other weights in less."""
         half = self.sharded is not None and self.sharded.is_half
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            nats = self.model.log_prob(batch, only_scored=True)
-        self._scores.add(batch, nats, counts)
+            return self.model.log_prob(batch, only_scored=True)
 
     def _finish(self, split: str) -> None:
         self._scores.over_all(self.trainer, self.device)

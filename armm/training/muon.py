@@ -6,7 +6,7 @@ model's own step: the products are the same, the calls are a tenth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -70,7 +70,7 @@ class BatchedMuon(Muon):
             rows, columns = matrix_shape(self.layouts[p].shape if p in self.layouts else p.shape)
             p.add_(update, alpha=-group["lr"] * sqrt(max(1.0, rows / columns)))
 
-    def _updates(self, params: list[nn.Parameter], wanted: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    def _updates(self, params: list[nn.Parameter], wanted: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Of the parameters that this process holds, or of its parts of them; then all processes take part."""
         if not self.layouts:
             return updates_of(wanted, group)
@@ -90,7 +90,7 @@ class BatchedMuon(Muon):
         return list(updates.values())
 
 
-def updates_of(wanted: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+def updates_of(wanted: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
     """The parameters' momenta with every matrix orthogonalised, those of one shape together."""
     updates: list[Tensor] = [torch.empty(0)] * len(wanted)
     alike: dict[tuple[int, int], list[int]] = {}

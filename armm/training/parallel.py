@@ -1,4 +1,4 @@
-"""`trainer.strategy: armm.training.Sharded`: one model over many devices, by FSDP2 and tensor parallelism."""
+"""`trainer.strategy: sharded`: one model over many devices, by FSDP2 and tensor parallelism."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
@@ -184,3 +184,6 @@ class Sharded(ModelParallelStrategy):
         """What a checkpoint holds of the model, by name."""
         assert self.lightning_module is not None
         return self.lightning_module.state_dict(keep_vars=True)
+
+
+StrategyRegistry.register("sharded", Sharded, description="FSDP2 over all processes")

@@ -5,6 +5,8 @@ with gaps where the tensors belong. What it holds is named, shaped and ordered a
 process, whatever it was written by.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import pickle

@@ -214,11 +214,10 @@ def flops_per_unit(module: GenerativeModule, batch: Batch) -> float:
 
     Products and convolutions, as the model needs them: what activation checkpoints compute anew does not count.
     """
-    model = module.model
     with unchanged_training_mode(module), torch.no_grad(), torch.random.fork_rng():
         counter = FlopCounterMode(display=False, custom_mapping={FLASH_ON_CPU: flash_flops})
         with counter:
-            model.log_prob(batch, only_scored=True)
+            module.score(batch)
     n_units = sum(int(segment.n_units.sum()) for segment in batch.segments.values())
     return BACKWARD * counter.get_total_flops() / max(n_units, 1)
 

@@ -8,19 +8,33 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from laws.tiny_runs import Curve, Result, train
+from laws.tiny_runs import Curve, train
 
+from armm.backbones import Transformer
 from armm.training import Optimization, Sharded
 
 ADAMW = Optimization(warmup=0.2, weight_decay=0.1, muon_lr=0.0, lr=1e-2, ema=0.7)
 MUON = replace(ADAMW, muon_lr=0.02)
-N_STEPS, STOP = 6, 3
+# everything that is cut in its own way: grouped heads, gates, biases, value embeddings and their scale, a number
+BACKBONE = Transformer(
+    width=16,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    mlp="swiglu",
+    mlp_width=24,
+    bias=True,
+    value_embeddings=True,
+    residual_scalars=True,
+)
+N_STEPS, STOP = 4, 2  # of two batches, one and two: an epoch has three
 N_DOCUMENTS = 4  # of a step, over all processes and accumulated batches
 
 
@@ -52,38 +66,39 @@ def curve(folder: Path, optimization: Optimization, n_data: int, **options: Any)
         dropout=0.0,
         module_class=Curve,
         optimization=optimization,
+        backbone=BACKBONE,
+        val_check_interval=6,
         **options,
     )
-    return {"steps": Curve.steps, "weights": Curve.weights, "validations": result.validations, "digest": digest(result)}
-
-
-def digest(result: Result) -> str:
-    return result.digest()
+    return {
+        "steps": Curve.steps,
+        "weights": Curve.weights,
+        "validations": result.validations,
+        "digest": result.digest().split()[0],
+    }
 
 
 def all_runs(folder: Path) -> dict[str, Any]:
     """Every way to train with all processes; what one process left in `one` is gone on with."""
     n = int(os.environ["WORLD_SIZE"])
-    ways: dict[str, tuple[int, dict[str, Any]]] = {
-        "ddp": (n, {"devices": n, "strategy": "ddp"}),
-        "fsdp": (n, {"devices": n, "strategy": Sharded()}),
-        "tensor": (n // 2, {"devices": n, "strategy": Sharded(tensor=2)}),
+    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+        "ddp": (n, lambda: "ddp"),
+        "fsdp": (n, Sharded),
+        "tensor": (n // 2, lambda: Sharded(tensor=2)),
     }
     found: dict[str, Any] = {}
-    for name, (n_data, options) in ways.items():
+    for name, (n_data, strategy) in ways.items():
         for rule, optimization in (("adamw", ADAMW), ("muon", MUON)):
-            place = folder / name / rule
-            found[f"{name} {rule}"] = curve(place, optimization, n_data, **options)
-    sharded = {"devices": n, "strategy": Sharded()}
+            found[f"{name} {rule}"] = curve(folder / name / rule, optimization, n_data, devices=n, strategy=strategy())
     with contextlib.suppress(Killed):
-        curve(folder / "stopped", MUON, n, callbacks=[KillAt()], **sharded)
+        curve(folder / "stopped", MUON, n, callbacks=[KillAt()], devices=n, strategy=Sharded())
     if not int(os.environ["LOCAL_RANK"]):
         shutil.copytree(folder / "stopped", folder / "left")  # for one process to go on with
     torch.distributed.barrier()
     found["resumed"] = curve(folder / "stopped", MUON, n, devices=n, strategy=Sharded())
-    for name, options in (("fsdp", {"strategy": Sharded()}), ("tensor", {"strategy": Sharded(tensor=2)})):
-        n_data = n if name == "fsdp" else n // 2
-        found[f"one, then {name}"] = curve(folder / "one" / name, MUON, n_data, devices=n, **options)
+    for name in ("fsdp", "tensor"):
+        n_data, strategy = ways[name]
+        found[f"one, then {name}"] = curve(folder / "one" / name, MUON, n_data, devices=n, strategy=strategy())
     return found
 
 

@@ -167,14 +167,14 @@ def train(
     minutes: float = 0.0,
     module_class: type[GenerativeModule] = GenerativeModule,
     optimization: Optimization = Optimization(warmup=0.2, weight_decay=0.1),  # noqa: B008 - frozen
+    backbone: Transformer = BACKBONE,
     **options: Any,
 ) -> Result:
     """Begin, or go on with the newest checkpoint in the folder."""
     torch.manual_seed(seed)
     modalities, layout, items, of_data = CASES[case]
-    backbone = BACKBONE
     if dropout is not None:
-        backbone = replace(BACKBONE, dropout=dropout)
+        backbone = replace(backbone, dropout=dropout)
         heads = [replace(m.head, dropout=dropout) if isinstance(m.head, CausalConv) else m.head for m in modalities]
         modalities = tuple(replace(m, head=head) for m, head in zip(modalities, heads, strict=True))  # type: ignore
     module = module_class({m.name: m for m in modalities}, backbone, layout, optimization=optimization)
