@@ -217,7 +217,8 @@ class TrainCLI(LightningCLI):
             own.append(StepProgress())
         self.checkpoints: Checkpoints | None = None
         if trainer["enable_checkpointing"] is not False:
-            self.checkpoints = Checkpoints(self.run_dir, self.config_init["checkpoints"])
+            first = self.saved.path if self.saved else None
+            self.checkpoints = Checkpoints(self.run_dir, self.config_init["checkpoints"], first)
             own.append(self.checkpoints)
             plugins = trainer["plugins"] or []
             plugins = plugins if isinstance(plugins, list) else [plugins]

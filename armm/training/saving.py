@@ -48,10 +48,11 @@ class Checkpoints(Checkpoint):
 
     Args:
         run: the run's folder.
+        first: the checkpoint that the run goes on with.
     """
 
-    def __init__(self, run: Path, config: Checkpointing) -> None:
-        self.run, self.config = run, config
+    def __init__(self, run: Path, config: Checkpointing, first: Path | None = None) -> None:
+        self.run, self.config, self.first = run, config, first
         self.signal: int | None = None
         """The signal that ends the run, once one has come."""
         self.least_bits = math.inf
@@ -66,7 +67,13 @@ class Checkpoints(Checkpoint):
     # --------------------------------------------------------------- when
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.run = Path(trainer.strategy.broadcast(str(self.run)))
+        """Raises InputError: the processes would go on with different checkpoints; only the first reads all of them."""
+        own = self.first.name if self.first else "none"
+        self.run, first = trainer.strategy.broadcast((self.run, own))
+        if first != own:
+            raise InputError(
+                f"checkpoint to go on with: the first process takes {first}, this one {own}; remove what is damaged"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._handle_signals(trainer)
