@@ -28,7 +28,7 @@ from armm.team import meet, team
 PANEL = 16  # outputs
 FEATURES = llvm.get_host_cpu_features()
 # as numba compiles for this processor, unless it was told otherwise
-WIDE = bool(FEATURES.get("avx512f")) and config.ENABLE_AVX and not (config.CPU_NAME or config.CPU_FEATURES)
+WIDE = bool(FEATURES.get("avx512f")) and config.ENABLE_AVX and not (config.CPU_NAME or config.CPU_FEATURES)  # type: ignore[attr-defined]
 DEEP, BROAD = (4, 4) if WIDE else (2, 2)  # rows and panels of a tile: as many sums as there are registers for
 FLOATS, MORE_FLOATS, DIGITS = 0, 1, 2  # MORE_FLOATS are added to what is there, and to no bias
 # of numbers as two digits each, see armm.quantization
@@ -179,11 +179,11 @@ def _rows_of(kind: int, n_panels: int) -> Any:
         m = 0
         while n_rows - m >= DEEP:
             at, to = x + m * stride, out + m * out_stride
-            tile(panels, panel, at, stride, n_steps, to, out_stride, DEEP, n_panels, kind)
+            tile(panels, panel, at, stride, n_steps, to, out_stride, DEEP, n_panels, kind)  # type: ignore[call-arg]
             m += DEEP
         while m < n_rows:
             at, to = x + m * stride, out + m * out_stride
-            tile(panels, panel, at, stride, n_steps, to, out_stride, 1, n_panels, kind)
+            tile(panels, panel, at, stride, n_steps, to, out_stride, 1, n_panels, kind)  # type: ignore[call-arg]
             m += 1
 
     return run
@@ -277,13 +277,13 @@ def multiply_digits(
             n = min(len(step) - m, DEEP // 2)
             if n == DEEP // 2:
                 if broad:
-                    tile(begin, panel, rows, stride, n_steps, results, sums.strides[0], DEEP, BROAD, DIGITS)
+                    tile(begin, panel, rows, stride, n_steps, results, sums.strides[0], DEEP, BROAD, DIGITS)  # type: ignore[call-arg]
                 else:
-                    tile(begin, panel, rows, stride, n_steps, results, sums.strides[0], DEEP, 1, DIGITS)
+                    tile(begin, panel, rows, stride, n_steps, results, sums.strides[0], DEEP, 1, DIGITS)  # type: ignore[call-arg]
             elif broad:
-                tile(begin, panel, rows, stride, n_steps, results, sums.strides[0], 2, BROAD, DIGITS)
+                tile(begin, panel, rows, stride, n_steps, results, sums.strides[0], 2, BROAD, DIGITS)  # type: ignore[call-arg]
             else:
-                tile(begin, panel, rows, stride, n_steps, results, sums.strides[0], 2, 1, DIGITS)
+                tile(begin, panel, rows, stride, n_steps, results, sums.strides[0], 2, 1, DIGITS)  # type: ignore[call-arg]
             for r in range(n):
                 high, low, factor = sums[2 * r], sums[2 * r + 1], step[m + r]
                 for o in range(first, last):

@@ -88,7 +88,7 @@ def meet(meeting: np.ndarray, n_threads: int) -> None:
     """Go on when every thread has come here."""
     if n_threads == 1:
         return
-    now = _add(meeting, ROUND, 0)
+    now = _add(meeting, ROUND, 0)  # type: ignore[call-arg]
     if _add(meeting, ARRIVED, 1) == n_threads - 1:
         _add(meeting, ARRIVED, -n_threads)
         _add(meeting, ROUND, 1)

@@ -74,7 +74,7 @@ def test_products_of_digits_are_exact(n_out: int, n_in: int, n_threads: int) -> 
     assert torch.equal(PANELS.unpack(packed, scales, 0), codes)
     found = PANELS.product(x, packed, scales, 0)
     expected = x.double() @ (codes.double() * scales.double()[:, None]).T
-    allowed = x.abs().amax(1, keepdim=True).double() / (2 * panels.LARGEST_PAIR) * codes.double().abs().sum(1)
+    allowed = x.abs().amax(1, keepdim=True).double() / (2 * panels.LARGEST_PAIR) * codes.double().abs().sum(1)  # type: ignore[operator]
     assert ((found - expected).abs() <= (allowed + 1) * scales.double() + 1e-6 * expected.abs()).all()
     for m in (1, 2, 3):
         assert torch.equal(PANELS.product(x[m : 2 * m], packed, scales, 0), found[m : 2 * m])

@@ -121,7 +121,7 @@ def step(
         for item in range(first, last):
             m, h = item // n_parts, item % n_parts
             part, value_scale = room.qkv[m, h * e : (h + 1) * e], blocks.value_scale[layer]
-            keep(part, h, m, added, value_scale, rotation, own_cache, row[m], position[m], heads, room.queries)
+            keep(part, h, m, added, value_scale, rotation, own_cache, row[m], position[m], heads, room.queries)  # type: ignore[arg-type]
         meet(meeting, n_threads)
         first, last = share(n_rows * heads.n_heads, thread, n_threads)
         for item in range(first, last):

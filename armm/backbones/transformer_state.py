@@ -160,7 +160,7 @@ class TransformerState(BackboneState):
             contexts[real] = steps(x, values, self.cache, np.repeat(listed, counts), positions.numpy())
         elif steps is not None and not steps.for_short:
             x = self.backbone.start(x, positions)
-            contexts[real] = steps.read(x, values, self.cache, np.repeat(listed, counts), positions.numpy(), attends)
+            contexts[real] = steps.read(x, values, self.cache, np.repeat(listed, counts), positions.numpy(), attends)  # type: ignore[attr-defined]
         else:
             contexts[real] = self._blocks(x, values, positions, attended)
         return contexts.view(r, n, -1)

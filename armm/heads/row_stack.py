@@ -242,7 +242,7 @@ class RowStackHead(Head):
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         own = [parameter for layer in self.layers for parameter in layer.parameters() if parameter.dim() > 1]
-        return [*own, self.upsample.weight, self.read.weight]
+        return [*own, self.upsample.weight, self.read.weight]  # type: ignore[list-item]
 
     def set_unigram(self, log_unigram: Tensor) -> None:
         self.distribution.set_unigram(log_unigram)
