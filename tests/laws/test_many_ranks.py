@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ from torch import distributed
 
 from armm import bundle
 from armm.cli import main
-from armm.training import DataModule
+from armm.errors import InputError
+from armm.training import Checkpointing, Checkpoints, DataModule
 from armm.training.bundling import model_of
 from armm.training.checkpoints import DamagedError, check, newest
 
@@ -164,6 +166,16 @@ def test_damage_to_a_part_is_seen(two: tuple[list[dict[str, Any]], Path], tmp_pa
         (copy / name).write_bytes(bytes(content))
         with pytest.raises(DamagedError, match=name.replace(".", r"\.")):
             check(copy)
+
+
+def test_processes_that_would_go_on_differently_say_so(tmp_path: Path) -> None:
+    """Only the first reads all of a checkpoint of parts, and may find it damaged; the others would wait for it."""
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda own: (own[0], "step-2.ckpt")))
+    module: Any = None
+    for own in (tmp_path / "step-4.ckpt", None):
+        with pytest.raises(InputError, match=r"step-2\.ckpt, this one"):
+            Checkpoints(tmp_path, Checkpointing(), own).setup(trainer, module, "fit")
+    Checkpoints(tmp_path, Checkpointing(), tmp_path / "step-2.ckpt").setup(trainer, module, "fit")
 
 
 SMALL = (
