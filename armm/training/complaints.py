@@ -22,7 +22,7 @@ from armm.training.saving import Checkpointing
 
 SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule, "checkpoints": Checkpointing}
 LOADER_DIED = "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers"
-TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "size", "resume")
+TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "scores", "score_trials", "size", "resume")
 
 
 def explain(error: Exception) -> str:

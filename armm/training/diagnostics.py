@@ -97,7 +97,7 @@ class Diagnostics(L.Callback):
         assert isinstance(pl_module, GenerativeModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, DataModule)
-        with torch.autocast(pl_module.device.type, enabled=False):
+        with pl_module.scoring_precision():
             found = diagnose(pl_module.model, data.validation_documents(self.n))
         pl_module.diagnostics = found
         for name, values in found.items():

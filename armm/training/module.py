@@ -354,10 +354,14 @@ class GenerativeModule(L.LightningModule):
         batch, counts = data
         self._scores.add(batch, self.score(batch), counts)
 
-    def score(self, batch: Batch) -> LogProbs:
-        """Nats in float32, but where processes send each other weights in less."""
+    def scoring_precision(self) -> torch.autocast:
+        """Float32, but where processes send each other weights in less."""
         half = self.sharded is not None and self.sharded.is_half
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+    def score(self, batch: Batch) -> LogProbs:
+        """Nats, as they are reported."""
+        with self.scoring_precision():
             return self.model.log_prob(batch, only_scored=True)
 
     def _finish(self, split: str) -> None:

@@ -168,6 +168,7 @@ class TokenizerCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder.")
         parser.add_argument("--n_samples", type=int, default=8, help="Not used: pictures come back, none are drawn.")
+        parser.add_argument("--score_trials", type=int | None, default=None, help="Not used: there are no scores.")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         self.run_dir = Path(self.config["run_dir"])
