@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tiny_modalities import Clip, Letters, Picture, hash_parameters, hash_symbols, segment_of
+from tiny_training import QUIET, TINY, Given
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from armm import bundle
 from armm.backbones import Transformer
 from armm.cli import main
-from armm.datasets import Digits, Item, ListOfItems, OnError, Source, Splits
+from armm.datasets import Digits, Item
 from armm.errors import InputError
 from armm.heads import CausalConv
 from armm.modalities import Audio, Image, Label, Text
@@ -40,30 +40,6 @@ from armm.training.guard import Guard, StepGuard, tensors_in
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL = CausalConv(channels=4, skip=4, dilations=(1, 2), hidden_layers=1)
-TINY = Transformer(width=8, n_layers=1, n_heads=2)
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-    "num_sanity_val_steps": 0,
-    "max_epochs": -1,
-}
-
-
-@dataclass(frozen=True)
-class Given(Source):
-    """The items that a test has made; validation and test are the training items where there are no others."""
-
-    train: Sequence[Item]
-    val: Sequence[Item] = ()
-    test: Sequence[Item] = field(default=())
-
-    def load(self, modalities: Mapping[str, Modality], path: Path | None, on_error: OnError) -> Splits:
-        val, test = ListOfItems(self.val or self.train), ListOfItems(self.test or self.train)
-        return Splits(ListOfItems(self.train), val, test)
 
 
 class Watched(GenerativeModule):
@@ -337,11 +313,10 @@ def test_a_bad_step_changes_nothing(select: bool, of_gradient: bool, capsys: pyt
     assert not any(tensor.any() for tensor in first.states[0][n:])
 
 
-@pytest.mark.skipif("ema" not in {f.name for f in fields(Optimization)}, reason="no moving average of the weights")
 @pytest.mark.parametrize("select", [False, True], ids=["not done", "undone on the device"])
 def test_a_bad_step_does_not_move_the_average(select: bool) -> None:
     """Of the weights, which would move towards those of the step before."""
-    optimization = Optimization(**{"ema": 0.7})  # type: ignore[arg-type]
+    optimization = Optimization(ema=0.7)
     states = poisoned(select, steps=(2, 3), optimization=optimization).states
     assert len(states[0]) > len(poisoned(select).states[0])
     assert [equal(a, b) for a, b in pairwise(states)] == [False, True, True, False, False]
