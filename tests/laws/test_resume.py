@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from armm.training.checkpoints import newest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 HERE = Path(__file__).parent
-HAS_EMA = "ema" in {field.name for field in fields(Optimization)}
 
 
 class Killed(BaseException):
@@ -199,10 +197,9 @@ def test_what_callbacks_keep_is_resumed(tmp_path: Path) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(averages[0], results[0].state, strict=False))
 
 
-@pytest.mark.skipif(not HAS_EMA, reason="no moving average of the weights")
 def test_the_average_of_the_weights_is_resumed(tmp_path: Path) -> None:
     """That of the recipes, wherever it is kept."""
-    average = Optimization(warmup=0.2, **{"ema": 0.7})  # type: ignore[arg-type]
+    average = Optimization(warmup=0.2, ema=0.7)
     whole = train("mixed", tmp_path / "whole", optimization=average)
     assert len(whole.state) > len(train("mixed", tmp_path / "without").state)
     with pytest.raises(Killed):
