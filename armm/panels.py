@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from armm.compiled import ONE, ROUND, ZERO, inner, kept, scalar
-from armm.team import meet, team
+from armm.team import meet, team_size, together
 
 PANEL = 16  # outputs
 FEATURES = llvm.get_host_cpu_features()
@@ -296,8 +296,9 @@ def multiply_digits(
         at += BROAD if broad else 1
 
 
-@kept
-def _multiply(
+@together
+@inner
+def _part_of_product(
     x: np.ndarray, panels: int, scales: np.ndarray, digits: np.ndarray, step: np.ndarray, out: np.ndarray, thread: int,
     n_threads: int, meeting: np.ndarray,
 ) -> None:  # fmt: skip
@@ -305,17 +306,19 @@ def _multiply(
         split(x[m], digits[2 * m], digits[2 * m + 1], step, m)
     meet(meeting, n_threads)
     multiply_digits(panels, digits, step, scales, step[:0], out, thread, n_threads)
-    meet(meeting, n_threads)
+
+
+@kept
+def _multiply(
+    x: np.ndarray, panels: int, scales: np.ndarray, digits: np.ndarray, step: np.ndarray, out: np.ndarray,
+    n_threads: int,
+) -> None:  # fmt: skip
+    _part_of_product((x, panels, scales, digits, step, out), n_threads)
 
 
 def multiply(x: Tensor, panels: Tensor, scales: Tensor) -> Tensor:
     """(M, K) float32 rows with what `pack_codes` gave, and (N,) float32 scales -> (M, N) float32."""
     rows, factors, (m, k) = x.contiguous().numpy(), scales.numpy(), x.shape
     digits, step, out = np.empty((2 * m, k), np.uint8), np.empty(m, np.float32), np.empty((m, len(factors)), np.float32)
-    address = panels.data_ptr()
-
-    def run(thread: int, n_threads: int, meeting: np.ndarray) -> None:
-        _multiply(rows, address, factors, digits, step, out, thread, n_threads, meeting)
-
-    team().run(run)
+    _multiply(rows, panels.data_ptr(), factors, digits, step, out, team_size())
     return torch.from_numpy(out)

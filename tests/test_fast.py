@@ -249,29 +249,30 @@ def test_other_heads_have_none() -> None:
 @torch.inference_mode()
 def test_is_compiled_once() -> None:
     """Arguments of other types or layouts would each take seconds to compile."""
-    from armm.heads.fast_loop import fill_lanes
+    from armm.heads.fast_loop import fill
 
     for case in ("wide", "stereo", "mixture"):
         state = loaded(build(case), [0, 0, 0])
         state.gather_rows(torch.tensor([2, 1]))
         compiled(state, [0], 1, None, 1)
         compiled(state, [1, 0], 1, noise([1, 0], 1, state.unit.vocab).expand(2, 1, -1), 1.0)
-    assert len(fill_lanes.signatures) == 1
+    assert len(fill.signatures) == 1
 
 
 @needs_numba
 def test_arithmetic_is_accurate_and_does_not_overflow() -> None:
     """A gate that is shut at -100 must not become infinite; small numbers keep their digits where it matters."""
+    from armm import compiled
     from armm.heads import fast_loop
 
     x = np.concatenate([np.linspace(-86, 86, 1733), [-1e30, -1e4, -100, 100, 1e4, 1e30]]).astype(np.float32)
     exact = x.astype(np.float64)
     inside = np.abs(x) < 87
-    found = np.array([fast_loop.exp(one) for one in x])
+    found = np.array([compiled.exp(one) for one in x])
     np.testing.assert_allclose(found[inside], np.exp(exact[inside]), rtol=2e-7)
     assert np.isfinite(found).all()
-    sigmoid = np.array([fast_loop.sigmoid(one) for one in x])
+    sigmoid = np.array([compiled.sigmoid(one) for one in x])
     np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp(-exact.clip(-700, 700))), rtol=3e-7, atol=1e-37)
-    np.testing.assert_allclose(np.array([fast_loop.tanh(one) for one in x]), np.tanh(exact), atol=2e-7)
+    np.testing.assert_allclose(np.array([compiled.tanh(one) for one in x]), np.tanh(exact), atol=2e-7)
     softplus = np.array([fast_loop.softplus(one) for one in x])
     np.testing.assert_allclose(softplus, np.logaddexp(0, exact), rtol=3e-7, atol=1e-37)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tiny_modalities import Letters, hash_parameters
 
 from armm import panels, team
 from armm.backbones import Transformer
-from armm.compiled import kept
+from armm.compiled import inner, kept
 from armm.model import AutoregressiveModel
 from armm.quantization import DIGITS, PANELS, to_int8
 
@@ -31,22 +32,23 @@ def n_threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@kept
-def multiply(
+@team.together
+@inner
+def multiply_part(
     address: int, n_panels: int, x: np.ndarray, out: np.ndarray, thread: int, n_threads: int, meeting: np.ndarray
 ) -> None:
     panels.multiply_floats(address, n_panels, x, out, thread, n_threads)
-    team.meet(meeting, n_threads)
+
+
+@kept
+def multiply(address: int, n_panels: int, x: np.ndarray, out: np.ndarray, n_threads: int) -> None:
+    multiply_part((address, n_panels, x, out), n_threads)
 
 
 def product(packed: Tensor, x: Tensor) -> Tensor:
     """(M, K) float32 rows with packed float32 weights."""
-    out, own = np.zeros((len(x), panels.PANEL * len(packed)), np.float32), x.numpy()
-
-    def run(thread: int, n_threads: int, meeting: np.ndarray) -> None:
-        multiply(packed.data_ptr(), len(packed), own, out, thread, n_threads, meeting)
-
-    team.team().run(run)
+    out = np.zeros((len(x), panels.PANEL * len(packed)), np.float32)
+    multiply(packed.data_ptr(), len(packed), x.numpy(), out, team.team_size())
     return torch.from_numpy(out)
 
 
@@ -101,23 +103,56 @@ def test_steps_do_not_depend_on_the_number_of_threads() -> None:
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-def test_nobody_waits_for_a_thread_that_failed() -> None:
-    own = team.Team(3)
-    met: list[Any] = []
-
-    def run(thread: int, n_threads: int, meeting: np.ndarray) -> None:
-        if thread == 0:
-            raise ValueError("it failed")
-        wait(meeting, n_threads)
-        met.append(thread)
-
-    wait(np.zeros(team.SIZE, np.int64), 1)  # compiled before
-    with pytest.raises(ValueError, match="it failed"):
-        own.run(run)
-    own.run(lambda thread, n_threads, meeting: wait(meeting, n_threads))  # and the others can be had again
-    assert sorted(met) == [1, 2]
+@team.together
+@inner
+def come_together(
+    came: np.ndarray, found: np.ndarray, fails: bool, thread: int, n_threads: int, meeting: np.ndarray
+) -> None:
+    if fails and thread == 0:
+        raise ValueError
+    came[thread] = 1
+    team.meet(meeting, n_threads)
+    found[thread] = came.sum()
 
 
 @kept
-def wait(meeting: np.ndarray, n_threads: int) -> None:
-    team.meet(meeting, n_threads)
+def let_come(came: np.ndarray, found: np.ndarray, fails: bool, n_threads: int) -> None:
+    come_together((came, found, fails), n_threads)
+
+
+def found_by(n_threads: int, fails: bool) -> list[int]:
+    """How many each thread finds to have come."""
+    found = np.zeros(n_threads, np.int64)
+    let_come(np.zeros(n_threads, np.int64), found, fails, n_threads)
+    return found.tolist()
+
+
+def test_threads_wait_for_each_other() -> None:
+    for _ in range(200):
+        assert found_by(3, fails=False) == [3, 3, 3]
+
+
+def test_nobody_waits_for_a_thread_that_failed() -> None:
+    with pytest.raises(MemoryError, match="no room"):
+        found_by(3, fails=True)
+    assert found_by(3, fails=False) == [3, 3, 3]  # and the others can be had again
+
+
+def test_without_openmp_one_thread_does_everything() -> None:
+    """torch for other systems brings another library; compiled code must still find what it calls."""
+    code = """
+import ctypes
+from unittest.mock import patch
+import numba
+import numpy as np
+import torch
+import armm.compiled
+with patch.object(ctypes, "CDLL", side_effect=OSError):
+    import armm.team
+done = armm.team.together(numba.njit(lambda out, thread, n_threads, meeting: out.fill(10 * thread + n_threads)))
+out = np.zeros(2)
+numba.njit(lambda out: done((out,), 2))(out)
+print(out.tolist())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout == "[1.0, 1.0]\n", ran.stderr

@@ -31,7 +31,7 @@ from armm.backbones.fast_loop import (
     remember,
 )
 from armm.exactness import rows_needed
-from armm.team import SIZE, team
+from armm.team import team_size
 
 if TYPE_CHECKING:
     from armm.backbones.team_steps import TeamSteps
@@ -41,7 +41,6 @@ SMALL = 1 << 19  # weights; what fits in a cache is multiplied here
 BLOCK = 128  # positions whose angles are computed together, so that they are the same however many are known
 KINDS = {"relu2": RELU2, "gelu": GELU, "swiglu": SWIGLU}
 MANY = 8  # rows from which threads pay
-NOBODY = np.zeros(SIZE, np.int64)  # to meet
 NOTHING, NO_ROWS = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
 
 
@@ -118,15 +117,10 @@ class CompiledSteps:
         values: (M, value_width) or None. row, position: (M,) int64.
         """
         rotation, caches = self.rotations.up_to(int(position.max()) + 1), cache.numpy()
+        threads = threads_for(len(row))
 
         def attended(layer: int, qkv: Any, own: np.ndarray, value_scale: float, out: Any) -> None:
-            def run(thread: int, n_threads: int, meeting: np.ndarray) -> None:
-                attend(
-                    qkv, own, value_scale, rotation, caches[layer], row, position, self.heads, out, thread, n_threads,
-                    meeting,
-                )  # fmt: skip
-
-            side_by_side(len(row), run)
+            attend(qkv, own, value_scale, rotation, caches[layer], row, position, self.heads, out, threads)
 
         return self._blocks(x, values, attended)
 
@@ -145,17 +139,11 @@ class CompiledSteps:
         """
         rotation, caches = self.rotations.up_to(int(position.max()) + 1), cache.numpy()
         queries = np.empty((len(row), self.config.n_heads, self.config.head_width), np.float32)
+        threads = threads_for(len(row))
 
         def attended(layer: int, qkv: Any, own: np.ndarray, value_scale: float, out: Any) -> None:
-            def run(thread: int, n_threads: int, meeting: np.ndarray) -> None:
-                remember(
-                    qkv, own, value_scale, rotation, caches[layer], row, position, self.heads, queries, thread,
-                    n_threads,
-                )  # fmt: skip
-
-            side_by_side(len(row), run)
-            mixed = attends(layer, torch.from_numpy(queries)).flatten(1).contiguous().numpy()
-            side_by_side(len(row), lambda thread, n_threads, meeting: put(mixed, out, thread, n_threads))
+            remember(qkv, own, value_scale, rotation, caches[layer], row, position, self.heads, queries, threads)
+            put(attends(layer, torch.from_numpy(queries)).flatten(1).contiguous().numpy(), out, threads)
 
         return self._blocks(x, values, attended)
 
@@ -165,19 +153,17 @@ class CompiledSteps:
         """attended: layer, (M, (H + 2G) E), value embeddings and how much of them; fills in (M, H E)."""
         m, config = len(x), self.config
         n = max(m, self.rows)
+        threads = threads_for(n)
         stream = np.zeros((n, config.width), np.float32)
         stream[:m] = x.numpy()
         first = stream.copy() if config.residual_scalars else stream
         values_of = self.split_values(values)
 
         def entered(delta: Any, scale: np.ndarray, norm: Norm, out: Any) -> None:
-            side_by_side(
-                n, lambda thread, n_threads, meeting: enter(stream, delta, scale, first, norm, out, thread, n_threads)
-            )
+            enter(stream, delta, scale, first, norm, out, threads)
 
         def activated(hidden: Any, out: Any) -> None:
-            kind, size = KINDS[config.mlp], config.hidden
-            side_by_side(n, lambda thread, n_threads, meeting: activate(hidden, kind, n, size, out, thread, n_threads))
+            activate(hidden, KINDS[config.mlp], n, config.hidden, out, threads)
 
         delta: Any = np.zeros((n, config.width), np.float32)
         for layer, (block, room) in enumerate(zip(self.blocks, self._rooms(n), strict=True)):
@@ -209,12 +195,9 @@ class CompiledSteps:
         return self._kept_rooms
 
 
-def side_by_side(n_rows: int, run: Callable[[int, int, np.ndarray], None]) -> None:
-    """Rows shared out to threads, where there are enough of them."""
-    if n_rows < MANY:
-        run(0, 1, NOBODY)
-    else:
-        team().run(run)
+def threads_for(n_rows: int) -> int:
+    """So many threads share rows out to each other."""
+    return team_size() if n_rows >= MANY else 1
 
 
 def _block(block: Block) -> CompiledBlock:

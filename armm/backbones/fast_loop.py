@@ -19,7 +19,7 @@ from numba.extending import overload
 
 from armm.compiled import ONE, ZERO, add_product, copy, exp, inner, kept, sigmoid, tanh
 from armm.panels import BASE, split
-from armm.team import meet
+from armm.team import meet, together
 
 RMS, LAYER = 0, 1
 RELU2, GELU, SWIGLU = 0, 1, 2
@@ -43,16 +43,25 @@ class Heads(NamedTuple):
     qk_eps: float  # of the norm of queries and keys; negative for none
 
 
-@kept
-def enter(
-    x: np.ndarray, delta: Any, scale: np.ndarray, first: np.ndarray, norm: Norm, out: Any, thread: int, n_threads: int
-) -> None:
-    """(M, D) x += delta, x = scale[0] x + scale[1] first, out = norm(x); an empty scale changes nothing."""
+@together
+@inner
+def enter_rows(
+    x: np.ndarray, delta: Any, scale: np.ndarray, first: np.ndarray, norm: Norm, out: Any, thread: int, n_threads: int,
+    meeting: np.ndarray,
+) -> None:  # fmt: skip
     y = np.empty(x.shape[1], np.float32)
     for m in range(thread, len(x), n_threads):
         widen(delta, m, y)
         enter_row(x[m], y, scale, first[m], norm)
         narrow(y, out, m)
+
+
+@kept
+def enter(
+    x: np.ndarray, delta: Any, scale: np.ndarray, first: np.ndarray, norm: Norm, out: Any, n_threads: int
+) -> None:
+    """(M, D) x += delta, x = scale[0] x + scale[1] first, out = norm(x); an empty scale changes nothing."""
+    enter_rows((x, delta, scale, first, norm, out), n_threads)
 
 
 @inner
@@ -81,23 +90,14 @@ def enter_row(x: np.ndarray, y: np.ndarray, scale: np.ndarray, first: np.ndarray
             y[i] += norm.bias[i]
 
 
-@kept
-def attend(
+@together
+@inner
+def attend_rows(
     qkv: Any, own: np.ndarray, value_scale: float, rotation: np.ndarray, cache: np.ndarray, row: np.ndarray,
-    position: np.ndarray, heads: Heads, out: Any, thread: int, n_threads: int, meeting: np.ndarray,
+    position: np.ndarray, heads: Heads, queries: np.ndarray, out: Any, thread: int, n_threads: int, meeting: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write keys and values of all queries, and attend.
-
-    Args:
-        qkv: (M, (H + 2G) E). own: (M, G E) value embeddings, empty for none, added `value_scale` times.
-        rotation: (2, S, E / 2) cosines and sines by position, empty for none.
-        cache: (2, B, G, S, E). row, position: (M,) int64, of every query.
-        out: (M, H E).
-        thread, n_threads, meeting: see `armm.team`.
-    """
     e, n_heads, n_queries = cache.shape[4], heads.n_heads, len(row)
-    queries = np.empty((n_queries, n_heads, e), np.float32)  # a thread uses its own rows alone
-    keep_rows(qkv, own, value_scale, rotation, cache, row, position, heads, queries, thread, n_threads)
+    keep_rows(qkv, own, value_scale, rotation, cache, row, position, heads, queries, thread, n_threads, meeting)
     meet(meeting, n_threads)
     scores, mixed = np.empty(cache.shape[3], np.float32), np.empty(n_heads * e, np.float32)
     for m in range(thread, n_queries, n_threads):
@@ -107,25 +107,39 @@ def attend(
 
 
 @kept
-def remember(
+def attend(
     qkv: Any, own: np.ndarray, value_scale: float, rotation: np.ndarray, cache: np.ndarray, row: np.ndarray,
-    position: np.ndarray, heads: Heads, queries: np.ndarray, thread: int, n_threads: int,
+    position: np.ndarray, heads: Heads, out: Any, n_threads: int,
 ) -> None:  # fmt: skip
-    """Write keys and values, and the (M, H, E) queries."""
-    keep_rows(qkv, own, value_scale, rotation, cache, row, position, heads, queries, thread, n_threads)
+    """Write keys and values of all queries, and attend.
+
+    Args:
+        qkv: (M, (H + 2G) E). own: (M, G E) value embeddings, empty for none, added `value_scale` times.
+        rotation: (2, S, E / 2) cosines and sines by position, empty for none.
+        cache: (2, B, G, S, E). row, position: (M,) int64, of every query.
+        out: (M, H E).
+    """
+    queries = np.empty((len(row), heads.n_heads, cache.shape[4]), np.float32)
+    attend_rows((qkv, own, value_scale, rotation, cache, row, position, heads, queries, out), n_threads)
+
+
+@together
+@inner
+def put_rows(x: np.ndarray, out: Any, thread: int, n_threads: int, meeting: np.ndarray) -> None:
+    for m in range(thread, len(x), n_threads):
+        narrow(x[m], out, m)
 
 
 @kept
-def put(x: np.ndarray, out: Any, thread: int, n_threads: int) -> None:
+def put(x: np.ndarray, out: Any, n_threads: int) -> None:
     """(M, I) float32 -> what a product takes."""
-    for m in range(thread, len(x), n_threads):
-        narrow(x[m], out, m)
+    put_rows((x, out), n_threads)
 
 
 @inner
 def keep_rows(
     qkv: Any, own: np.ndarray, value_scale: float, rotation: np.ndarray, cache: np.ndarray, row: np.ndarray,
-    position: np.ndarray, heads: Heads, queries: np.ndarray, thread: int, n_threads: int,
+    position: np.ndarray, heads: Heads, queries: np.ndarray, thread: int, n_threads: int, meeting: np.ndarray,
 ) -> None:  # fmt: skip
     e, n_parts = cache.shape[4], heads.n_heads + 2 * cache.shape[2]
     whole = np.empty(n_parts * e, np.float32)
@@ -134,6 +148,18 @@ def keep_rows(
         for h in range(n_parts):
             part = whole[h * e : (h + 1) * e]
             keep(part, h, m, own, value_scale, rotation, cache, row[m], position[m], heads, queries)
+
+
+remember_rows = together(keep_rows)
+
+
+@kept
+def remember(
+    qkv: Any, own: np.ndarray, value_scale: float, rotation: np.ndarray, cache: np.ndarray, row: np.ndarray,
+    position: np.ndarray, heads: Heads, queries: np.ndarray, n_threads: int,
+) -> None:  # fmt: skip
+    """Write keys and values, and the (M, H, E) queries."""
+    remember_rows((qkv, own, value_scale, rotation, cache, row, position, heads, queries), n_threads)
 
 
 @inner
@@ -176,14 +202,22 @@ def look(
     mix(own_scores, cache[1, row, g, begin:end], out)
 
 
-@kept
-def activate(hidden: Any, kind: int, n_rows: int, n_hidden: int, out: Any, thread: int, n_threads: int) -> None:
-    """(M, F or 2F) -> (M, F): ReLU squared, GELU (tanh approximation) or gated SiLU."""
+@together
+@inner
+def activate_rows(
+    hidden: Any, kind: int, n_rows: int, n_hidden: int, out: Any, thread: int, n_threads: int, meeting: np.ndarray
+) -> None:
     y = np.empty(2 * n_hidden if kind == SWIGLU else n_hidden, np.float32)
     for m in range(thread, n_rows, n_threads):
         widen(hidden, m, y)
         activate_row(y, kind, n_hidden)
         narrow(y[:n_hidden], out, m)
+
+
+@kept
+def activate(hidden: Any, kind: int, n_rows: int, n_hidden: int, out: Any, n_threads: int) -> None:
+    """(M, F or 2F) -> (M, F): ReLU squared, GELU (tanh approximation) or gated SiLU."""
+    activate_rows((hidden, kind, n_rows, n_hidden, out), n_threads)
 
 
 @inner

@@ -24,7 +24,7 @@ from armm.backbones.fast_loop import (
 )
 from armm.compiled import ZERO, copy, inner, kept
 from armm.panels import multiply_digits, multiply_floats, share
-from armm.team import meet
+from armm.team import meet, together
 
 
 class Matrices(NamedTuple):
@@ -91,18 +91,12 @@ class Room(NamedTuple):
     activated: Taken  # (M, F)
 
 
-@kept
-def step(
+@together
+@inner
+def part_of_step(
     blocks: Blocks, room: Room, stream: np.ndarray, values: np.ndarray, rotation: np.ndarray, cache: np.ndarray,
     row: np.ndarray, position: np.ndarray, thread: int, n_threads: int, meeting: np.ndarray,
 ) -> None:  # fmt: skip
-    """(M, D) embeddings in `stream` become contexts; keys and values are written into the cache.
-
-    Args:
-        values: (layers that take some, M, G E). rotation: (2, S, E / 2) by position; both empty for none.
-        cache: (L, 2, B, G, S, E). row, position: (M,) int64, of every query.
-        thread, n_threads, meeting: see `armm.team`.
-    """
     n_rows, e, heads = len(row), cache.shape[5], blocks.heads
     n_parts, scores = heads.n_heads + 2 * cache.shape[3], np.empty(cache.shape[4], np.float32)
     nothing, no_rows = np.empty(0, np.float32), room.delta[:0]
@@ -150,6 +144,20 @@ def step(
         enter_row(stream[m], y, nothing, room.first[m], norm_of(blocks.norm, 0, nothing))
         copy(stream[m], y)
     meet(meeting, n_threads)
+
+
+@kept
+def step(
+    blocks: Blocks, room: Room, stream: np.ndarray, values: np.ndarray, rotation: np.ndarray, cache: np.ndarray,
+    row: np.ndarray, position: np.ndarray, n_threads: int,
+) -> None:  # fmt: skip
+    """(M, D) embeddings in `stream` become contexts; keys and values are written into the cache.
+
+    Args:
+        values: (layers that take some, M, G E). rotation: (2, S, E / 2) by position; both empty for none.
+        cache: (L, 2, B, G, S, E). row, position: (M,) int64, of every query.
+    """
+    part_of_step((blocks, room, stream, values, rotation, cache, row, position), n_threads)
 
 
 @inner

@@ -16,7 +16,7 @@ from armm.backbones.fast import KINDS, NO_ROWS, NOTHING, SMALL, Rotations, norm_
 from armm.backbones.fast_loop import Heads
 from armm.backbones.team_loop import Blocks, Matrices, Norms, Room, Taken, step
 from armm.panels import PANEL, pack_floats
-from armm.team import team
+from armm.team import team_size
 
 if TYPE_CHECKING:
     from armm.backbones.transformer import Block, TransformerBackbone
@@ -69,12 +69,7 @@ class TeamSteps:
         if values is not None and self.config.value_layers:
             own = values.unflatten(1, (len(self.config.value_layers), -1)).transpose(0, 1).contiguous().numpy()
         stream, rotation = x.numpy().copy(), self.rotations.up_to(int(position.max()) + 1)
-        blocks, room, cached = self.blocks, self._room, cache.numpy()
-
-        def run(thread: int, n_threads: int, meeting: np.ndarray) -> None:
-            step(blocks, room, stream, own, rotation, cached, row, position, thread, n_threads, meeting)
-
-        team().run(run)
+        step(self.blocks, self._room, stream, own, rotation, cache.numpy(), row, position, team_size())
         return torch.from_numpy(stream)
 
     def _matrices(self, linears: Sequence[nn.Module]) -> Matrices:

@@ -1,7 +1,9 @@
 """The causal convolution head, one place at a time, written for few operations: a step is bound by their number.
 
-All old taps of all layers are gathered at once, beside the place where each layer's own input will stand, so that a
-layer is one product for all its taps, the gate and the residual, in buffers that are made once.
+All taps of all layers are gathered at once, the newest for its room alone, so that a layer is one product for all its
+taps, the gate and the residual, in buffers that are made once. Of an opening only its half is computed, since
+sigmoid(x) = (1 + tanh(x / 2)) / 2: one tanh serves both halves of a gate, and what reads the gate is halved instead.
+Halves are exact.
 
 Axes: n stored rows, R rows of one call, L layers, M ring slots, k taps, W residual channels, P places of a unit, K its
 symbols, C channels of a place, Z conditioning channels, H features, V vocabulary, D width of the backbone.
@@ -39,18 +41,22 @@ class ConvState(HeadState):
         config, (k, w) = head.config, (head.config.kernel, head.config.channels)
         self.n_layers, n = len(config.dilations), max(n_rows, min_rows)
         device, dtype = head.gates.device, head.gates.dtype
-        lags = torch.tensor([[(k - 1 - i) * d for i in range(k - 1)] for d in config.dilations])  # (L, k-1)
-        self.lags = lags.to(device)
+        lags = torch.tensor([[(k - 1 - i) * d for i in range(k)] for d in config.dilations])  # (L, k)
+        self.lags = lags[:, :-1].to(device)
         # a power of two above the longest lag, with room for a unit that is looked ahead into and taken back
         self.size = 1 << (int(lags.max()) + self.unit.places).bit_length()
         slots = (torch.arange(self.size)[:, None, None] - lags) % self.size
-        self.ring = (slots * self.n_layers + torch.arange(self.n_layers)[:, None]).flatten(1).to(device)  # (M, L*(k-1))
+        ring = (slots * self.n_layers + torch.arange(self.n_layers)[:, None]).flatten(1)
+        self.ring = ring.to(device).unbind(0)  # (L * k) of each slot
         self.table = head.table().flatten(0, 1)  # (C * (V+1), W)
         self.channel_offset = torch.arange(self.unit.channels, device=device) * (self.unit.vocab + 1)
-        self.weights = head.gates[:, : k * w].contiguous().unbind(0)  # (kW, 2W) of each layer, the newest tap last
-        self.conditioning = head.gates[:, k * w :]  # (L, Z, 2W)
-        self.residual = head.residual.unbind(0)
-        self.skip = [(layer.bias, layer.weight.T.contiguous()) for layer in head.skip if isinstance(layer, nn.Linear)]
+        halved = torch.cat([head.gates[..., :w], head.gates[..., w:] / 2], dim=-1)
+        self.weights = halved[:, : k * w].contiguous().unbind(0)  # (kW, 2W) of each layer, the newest tap last
+        self.conditioning = halved[:, k * w :]  # (L, Z, 2W)
+        self.gate_bias = torch.cat([head.gate_bias[:, :w], head.gate_bias[:, w:] / 2], dim=-1)[:, None]  # (L, 1, 2W)
+        self.residual = (head.residual / 2).unbind(0)
+        skip = [(layer.bias, layer.weight.T.contiguous()) for layer in head.skip if isinstance(layer, nn.Linear)]
+        self.skip = [(skip[0][0], skip[0][1] / 2), *skip[1:]]
         self.read = head.distribution.reader()
         # what the rows remember
         self.history = torch.zeros(self.size, self.n_layers, n, w, device=device, dtype=dtype)
@@ -68,9 +74,13 @@ class ConvState(HeadState):
     def _make_buffers(self) -> None:
         (n, w), k = self.history.shape[2:], self.head.config.kernel
         self.open_unit[self.n_rows :] = 0  # rows that only keep products wide: any symbols inside the alphabet
-        taps = self.history.new_empty(self.n_layers, n, k, w)
-        self.old, self.new = taps[:, :, :-1], taps[:, :, -1]
-        self.taps_of, self.input_of = taps.flatten(2).unbind(0), self.new.unbind(0)
+        self.past_inputs = self.history.flatten(0, 1)  # (M * L, n, W)
+        self.taps = self.history.new_empty(self.n_layers, n, k, w)
+        self.gathered = self.history.new_empty(self.n_layers * k, n, w) if n > 1 else self.taps.view(-1, n, w)
+        self.new = self.taps[:, :, -1]
+        self.taps_of, self.input_of = self.taps.flatten(2).unbind(0), self.new.unbind(0)
+        self.bias_of = [place.unbind(0) for place in self.bias.unbind(1)]  # of each place and layer
+        self.symbols_of = self.open_unit.unbind(1)
         self.sums = [self.history.new_empty(n, 2 * w) for _ in range(self.n_layers)]
         self.signals = [sums[:, :w] for sums in self.sums]
         self.openings = [sums[:, w:] for sums in self.sums]
@@ -140,8 +150,8 @@ class ConvState(HeadState):
 
     def _set_bias(self, rows: Tensor, context: Tensor, halo: Tensor | None) -> None:
         condition = self.head.conditioning(context.to(self.bias.dtype), halo).transpose(0, 1)  # (P, R, Z)
-        condition = condition.flatten(0, 1)
-        bias = torch.matmul(condition, self.conditioning) + self.head.gate_bias[:, None]  # (L, P * R, 2W)
+        condition = condition.reshape(1, -1, condition.shape[-1]).expand(self.n_layers, -1, -1)
+        bias = torch.baddbmm(self.gate_bias, condition, self.conditioning)  # (L, P * R, 2W)
         bias = bias.unflatten(1, (self.unit.places, -1))
         if len(rows) == 1:  # a place is cheaper to find than places
             self.bias[:, :, int(rows)] = bias[:, :, 0]
@@ -190,7 +200,7 @@ class ConvState(HeadState):
             if not all(self.fresh):
                 self._step(at - at % self.unit.channels, self.clock[0])
                 self.fresh = [True] * self.n_rows
-            return self._logits_at(at)[: self.n_rows]
+            return self._logits_at(at)
         stale = [row for row in listed if not self.fresh[row]]
         if stale:
             self._step_apart(stale)
@@ -217,8 +227,8 @@ class ConvState(HeadState):
                 self._step(at, clock + at // channels)
             elif i == 0 and not fresh:
                 self._step(at - at % channels, clock + at // channels)
-            symbols = choose(self._logits_at(at)[: self.n_rows], i)
-            self.open_unit[: self.n_rows, at] = symbols
+            symbols = choose(self._logits_at(at), i)
+            self.symbols_of[at][: self.n_rows] = symbols
         self.length = [length + n for length in self.length]
         self.clock = [clock + (start + n) // channels] * self.n_rows
         self.fresh = [(start + n) % channels != 0] * self.n_rows
@@ -260,23 +270,27 @@ class ConvState(HeadState):
         return x if missing <= 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
 
     def _logits_at(self, at: int) -> Tensor:
-        """(n, V) logits of the symbol at a place of all rows' open units, whose features are fresh."""
-        return self.read(self.features, self.open_unit[:, at - at % self.unit.channels : at])
+        """(R, V) logits of the symbol at a place of all rows' open units, whose features are fresh."""
+        logits = self.read(self.features, self.open_unit[:, at - at % self.unit.channels : at])
+        return logits if len(logits) == self.n_rows else logits[: self.n_rows]
 
     def _step(self, at: int, clock: int) -> None:
         """Compute the features of the open place, which begins at symbol `at`, of all rows at once."""
         channels, slot = self.unit.channels, clock % self.size
-        previous = self.open_unit[:, at - channels : at] if at else self.before
+        torch.index_select(self.past_inputs, 0, self.ring[slot], out=self.gathered)
+        if len(self.features) > 1:
+            self.taps.copy_(self.gathered.unflatten(0, (self.n_layers, -1)).transpose(1, 2))
         if channels == 1:
-            self.input_of[0].copy_(self.table.index_select(0, previous[:, 0]))
+            previous = self.symbols_of[at - 1] if at else self.before[:, 0]
+            torch.index_select(self.table, 0, previous, out=self.input_of[0])
         else:
+            previous = self.open_unit[:, at - channels : at] if at else self.before
             torch.sum(self.table[previous + self.channel_offset], 1, out=self.input_of[0])
-        past = self.history.flatten(0, 1).index_select(0, self.ring[slot])  # (L * (k-1), n, W)
-        self.old.copy_(past.unflatten(0, (self.n_layers, -1)).transpose(1, 2))
-        bias = self.bias[:, at // channels].unbind(0)
+        bias = self.bias_of[at // channels]
         for layer, weight in enumerate(self.weights):
-            torch.addmm(bias[layer], self.taps_of[layer], weight, out=self.sums[layer])
-            torch.mul(self.signals[layer].tanh_(), self.openings[layer].sigmoid_(), out=self.gated_of[layer])
+            torch.addmm(bias[layer], self.taps_of[layer], weight, out=self.sums[layer]).tanh_()
+            signal = self.signals[layer]
+            torch.addcmul(signal, signal, self.openings[layer], out=self.gated_of[layer])
             if layer < self.n_layers - 1:
                 inputs = self.input_of[layer]
                 torch.addmm(inputs, self.gated_of[layer], self.residual[layer], out=self.input_of[layer + 1])
@@ -284,7 +298,7 @@ class ConvState(HeadState):
         self.features = self._features(self.gated)
 
     def _features(self, gated: Tensor) -> Tensor:
-        """(M, L * W) gated outputs of all layers -> (M, H)."""
+        """(M, L * W) twice the gated outputs of all layers -> (M, H)."""
         for bias, weight in self.skip:
             gated = F.silu(torch.addmm(bias, gated, weight), inplace=True)
         return gated
@@ -316,9 +330,9 @@ class ConvState(HeadState):
             self.history[times % self.size, layer, rows] = x.view(*times.shape, -1)
             slots = (times[:, None] - self.lags[layer][:, None]) % self.size  # (p, k-1, R)
             old = rearrange(self.history[slots, layer, rows], "p k r w -> (p r) (k w)")
-            sums = torch.addmm(bias[layer].flatten(0, 1), torch.cat([old, x], dim=1), weight)
+            sums = torch.addmm(bias[layer].flatten(0, 1), torch.cat([old, x], dim=1), weight).tanh_()
             signal, opening = sums.chunk(2, dim=-1)
-            gated.append(torch.tanh(signal) * torch.sigmoid(opening))
+            gated.append(torch.addcmul(signal, signal, opening))
             if layer < self.n_layers - 1:
                 x = torch.addmm(x, gated[-1], self.residual[layer])
         return self._features(torch.cat(gated, dim=-1)).view(*times.shape, -1)

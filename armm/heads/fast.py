@@ -9,7 +9,7 @@ Axes: R rows, n symbols of a call, V vocabulary, W residual channels, I inputs a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from armm.heads.distributions import Distribution, LogisticMixtureDistribution, SoftmaxDistribution
-from armm.heads.fast_loop import Lanes, Memory, Network, Readout, fill_lanes
+from armm.heads.fast_loop import Lanes, Memory, Network, Readout, fill
 from armm.panels import pack_floats
+from armm.team import team_size
 
 if TYPE_CHECKING:
     from armm.heads.conv_state import ConvState
@@ -32,7 +33,6 @@ class CompiledFill:
 
     def __init__(self, network: Network, readout: Readout) -> None:
         self.network, self.readout = network, readout
-        self._threads: ThreadPoolExecutor | None = None
 
     def __call__(
         self, state: ConvState, rows: list[int], n: int, noise: Tensor | None, temperature: float
@@ -44,31 +44,23 @@ class CompiledFill:
         drawn = np.empty((len(rows), n), dtype=np.int64)
         logits = np.empty((len(rows), n, state.unit.vocab), dtype=np.float32)
         added = logits[:0] if noise is None else _array(noise)
-
-        def run(lanes: Lanes) -> None:
-            fill_lanes(self.network, self.readout, memory, lanes, added, float(temperature), drawn, logits)
-
-        parts, n_threads = _side_by_side(state, rows), torch.get_num_threads()
-        if len(parts) == 1 or n_threads == 1:
-            for lanes in parts:
-                run(lanes)
-        else:
-            self._threads = self._threads or ThreadPoolExecutor(n_threads)
-            list(self._threads.map(run, parts))  # raises what a thread has raised
+        lanes, parts = _side_by_side(state, rows)
+        n_threads = min(team_size(), len(parts) - 1)
+        fill(self.network, self.readout, memory, lanes, parts, added, float(temperature), drawn, logits, n_threads)
         return torch.from_numpy(drawn), torch.from_numpy(logits)
 
 
-def _side_by_side(state: ConvState, rows: list[int]) -> list[Lanes]:
-    """Groups of rows that take their steps together. Fewer rows than make two groups are not worth threads."""
+def _side_by_side(state: ConvState, rows: list[int]) -> tuple[Lanes, np.ndarray]:
+    """Rows, and where each part of them begins that takes its steps together. Less than two parts need no threads."""
     alike: dict[int, list[tuple[int, int, int, int]]] = {}
     for which, row in enumerate(rows):
         start = state.length[row] % state.unit.symbols
         alike.setdefault(start % state.unit.channels, []).append((which, row, state.clock[row], start))
-    groups = []
+    parts = [0]
     for own in alike.values():
-        longest = -(-len(own) // -(-len(own) // SIDE_BY_SIDE))
-        groups += [own[first : first + longest] for first in range(0, len(own), longest)]
-    return [Lanes(*np.array(group).T.copy()) for group in groups]
+        n_parts = -(-len(own) // SIDE_BY_SIDE)
+        parts += [parts[-1] + len(own) * (part + 1) // n_parts for part in range(n_parts)]
+    return Lanes(*np.array(list(chain.from_iterable(alike.values()))).T.copy()), np.array(parts)
 
 
 def compiled_fill(state: ConvState) -> CompiledFill | None:
@@ -79,16 +71,14 @@ def compiled_fill(state: ConvState) -> CompiledFill | None:
         return None
     if any(type(module) not in KNOWN for module in distribution.modules()):
         return None
-    first, *hidden = head.skip
-    assert isinstance(first, nn.Linear)
     w = head.config.channels
     network = Network(
         table=_array(state.table),
         lags=_array(state.lags),
-        taps=_panels([gates[: head.config.kernel * w].T for gates in head.gates]),
-        residual=_panels([residual.T for residual in head.residual]),
-        skip=_panels(list(first.weight.unflatten(1, (-1, w)).unbind(1))),
-        hidden=_weights(hidden),
+        taps=_panels([weights.T for weights in state.weights]),
+        residual=_panels([residual.T for residual in state.residual]),
+        skip=_panels([skip.T for skip in state.skip[0][1].split(w)]),
+        hidden=_weights(head.skip[1:]),
         skip_bias=_biases(head.skip),
     )
     return CompiledFill(network, _readout(distribution))

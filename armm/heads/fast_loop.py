@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from armm.compiled import ONE, TWO, ZERO, copy, exp, inner, kept, scalar, sigmoid, silu, tanh
+from armm.compiled import ONE, TWO, ZERO, copy, exp, inner, kept, scalar, silu, tanh
 from armm.panels import PANEL, add_floats
+from armm.team import together
 
 ARTANH = tuple(np.float32(1 / c) for c in (15, 13, 11, 9, 7, 5, 3, 1))
 
@@ -57,7 +58,7 @@ class Memory(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """The rows that take their steps side by side, all at the same channel of a place. int64."""
+    """Rows; those that take their steps side by side are all at the same channel of a place. int64."""
 
     which: np.ndarray  # (R,) place among the rows of the call
     row: np.ndarray  # (R,) in memory
@@ -82,11 +83,23 @@ class Scratch(NamedTuple):
 
 
 @kept
+def fill(
+    network: Network, readout: Readout, memory: Memory, lanes: Lanes, parts: np.ndarray, noise: np.ndarray,
+    temperature: float, drawn: np.ndarray, logits: np.ndarray, n_threads: int,
+) -> None:  # fmt: skip
+    """Draw the next n symbols of rows. (parts + 1,) where each part begins and the last one ends.
+
+    noise: (R, n, V), empty for none. drawn: (R, n). logits: (R, n, V).
+    """
+    fill_parts((network, readout, memory, lanes, parts, noise, temperature, drawn, logits), n_threads)
+
+
+@inner
 def fill_lanes(
     network: Network, readout: Readout, memory: Memory, lanes: Lanes, noise: np.ndarray, temperature: float,
     drawn: np.ndarray, logits: np.ndarray,
 ) -> None:  # fmt: skip
-    """Draw the next n symbols of some rows; `noise`, `drawn` and `logits` are those of all rows of the call."""
+    """The same of rows that take their steps side by side; `noise`, `drawn` and `logits` are those of all rows."""
     n_rows, channels, n_values = len(lanes.row), memory.before.shape[1], logits.shape[2]
     w, n_features = network.table.shape[1], memory.features.shape[1]
     scratch = Scratch(
@@ -120,6 +133,18 @@ def fill_lanes(
         copy(memory.features[lanes.row[r]], scratch.features[r, :n_features])
 
 
+@together
+@inner
+def fill_parts(
+    network: Network, readout: Readout, memory: Memory, lanes: Lanes, parts: np.ndarray, noise: np.ndarray,
+    temperature: float, drawn: np.ndarray, logits: np.ndarray, thread: int, n_threads: int, meeting: np.ndarray,
+) -> None:  # fmt: skip
+    for part in range(thread, len(parts) - 1, n_threads):
+        a, b = parts[part], parts[part + 1]
+        own = Lanes(lanes.which[a:b], lanes.row[a:b], lanes.clock[a:b], lanes.start[a:b])
+        fill_lanes(network, readout, memory, own, noise, temperature, drawn, logits)
+
+
 @inner
 def filled(n: int) -> int:
     """So many outputs filled up to whole panels."""
@@ -148,7 +173,8 @@ def step(network: Network, memory: Memory, lanes: Lanes, scratch: Scratch, i: in
         add_floats(sums, taps, network.taps[layer])
         for r in range(len(lanes.row)):
             for j in range(w):
-                gated[r, j] = tanh(sums[r, j]) * sigmoid(sums[r, w + j])
+                signal = tanh(sums[r, j])
+                gated[r, j] = signal + signal * tanh(sums[r, w + j])  # twice the gate, see `ConvState`
         add_floats(features, gated, network.skip[layer])
         if layer < n_layers - 1:
             add_floats(x, gated, network.residual[layer])
