@@ -14,7 +14,7 @@ from torch import Tensor
 
 from armm.errors import InputError
 from armm.heads import Categorical, CausalConv, CausalConvHead, Head, HeadState, LogisticMixture, Unit
-from armm.heads.causal_conv import ConvState
+from armm.heads.causal_conv import ConvState, Gate
 from armm.heads.distributions import DistributionConfig, Softmax
 
 WIDTH = 4
@@ -406,3 +406,10 @@ def test_dropout_only_in_training() -> None:
 def test_heads_that_cannot_be_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_a_gate_and_its_gradient_are_those_of_tanh_and_sigmoid() -> None:
+    sums = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    signal, opening = sums.chunk(2, dim=-1)
+    torch.testing.assert_close(Gate.apply(sums), torch.tanh(signal) * torch.sigmoid(2 * opening))
+    assert torch.autograd.gradcheck(Gate.apply, (sums,))

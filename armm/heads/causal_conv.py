@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from armm.errors import InputError
 from armm.heads.conv_state import ConvState
@@ -77,6 +80,28 @@ class CausalConv(HeadConfig):
 LAYERS = (nn.Linear, nn.Conv2d)
 
 
+class Gate(Function):
+    """(*, 2R) sums -> (*, R) tanh(a) · sigmoid(2b) of their halves a and b; sigmoid(2b) is (1 + tanh(b)) / 2.
+
+    One tanh for both, and no more of it is kept for the backward pass than what it gave.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        out = torch.tanh(sums)
+        ctx.save_for_backward(out)
+        signal, opening = out.chunk(2, dim=-1)
+        return torch.addcmul(signal, signal, opening).div_(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        (signal, opening), grad = out.chunk(2, dim=-1), grad / 2
+        inside = torch.cat([torch.addcmul(grad, grad, opening), grad * signal], dim=-1)
+        return torch.ops.aten.tanh_backward(inside, out)
+
+
 class CausalConvHead(Head):
     """The parallel view; `ConvState` is the same network one place at a time."""
 
@@ -126,14 +151,17 @@ class CausalConvHead(Head):
     def stack(self, x: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, T, R) inputs, (B, T, Z) conditioning -> (B, T, H) features and each layer's (B, T, R) input."""
         inputs, gated = [], []
-        k = self.config.kernel
+        k, r = self.config.kernel, self.config.channels
+        halves = torch.cat([x.new_ones(r), x.new_full((r,), 0.5)])  # see `Gate`
+        gates, biases = self.gates * halves, self.gate_bias * halves
+        taps = rearrange(gates[:, : k * r], "l (k r) o -> l o r 1 k", k=k)
+        conditioning = gates[:, k * r :].transpose(1, 2)
         for layer, dilation in enumerate(self.config.dilations):
             inputs.append(x)
             padded = F.pad(x, (0, 0, (k - 1) * dilation, 0))  # left padding alone keeps it causal
-            taps = [padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(k)]
-            joined = torch.cat([*taps, condition], dim=-1)  # one product for all taps and the conditioning
-            signal, gate = F.linear(joined, self.gates[layer].T, self.gate_bias[layer]).chunk(2, dim=-1)
-            z = self.dropout(torch.tanh(signal) * torch.sigmoid(gate))
+            maps = F.conv2d(rearrange(padded, "b t r -> b r 1 t"), taps[layer], dilation=(1, dilation))
+            sums = rearrange(maps, "b o 1 t -> b t o") + F.linear(condition, conditioning[layer], biases[layer])
+            z = self.dropout(Gate.apply(sums))
             gated.append(z)
             x = x + z @ self.residual[layer]
         return self.features(torch.cat(gated, dim=-1)), inputs
@@ -149,8 +177,9 @@ class CausalConvHead(Head):
     ) -> tuple[Tensor, list[Tensor]]:
         """(S, U, D), (S, U, K), (S, U, P, Z) -> (S, U, P, H) features, and layer inputs (S, U, P, R)."""
         places = rearrange(symbols, "s u (p c) -> s u p c", c=self.unit.channels)
-        table = self.table()
-        embedded = torch.stack([table[c][places[..., c]] for c in range(self.unit.channels)]).sum(0)
+        table, n_values = self.table(), self.unit.vocab + 1
+        offsets = n_values * torch.arange(self.unit.channels, device=places.device)
+        embedded = F.embedding(places + offsets, table.flatten(0, 1)).sum(-2)
         condition = self.conditioning(context, halo)
         merge = "s u p r -> s (u p) r" if self.unit.continuous else "s u p r -> (s u) p r"
         x, condition = rearrange(embedded, merge), rearrange(condition, merge)

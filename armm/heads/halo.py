@@ -30,10 +30,11 @@ class PixelEmbedder(nn.Module):
         self.symbol = nn.Parameter(torch.randn(unit.vocab + 1, SYMBOL_WIDTH))
         self.width = unit.channels * (SYMBOL_WIDTH + values.shape[1]) + 1
 
-    def forward(self, pixels: Tensor, inside: Tensor) -> Tensor:
-        """(*, C) pixels, (*,) bool -> (*, width), zero where not inside."""
-        features = torch.cat([self.symbol, self.values], dim=1)[pixels].flatten(-2)
-        return F.pad(features, (0, 1), value=1.0) * inside[..., None]
+    def forward(self, pixels: Tensor, inside: Tensor | None) -> Tensor:
+        """(*, C) pixels, (*,) bool -> (*, width), zero where not inside; None for all inside."""
+        features = F.embedding(pixels, torch.cat([self.symbol, self.values], dim=1)).flatten(-2)
+        features = F.pad(features, (0, 1), value=1.0)
+        return features if inside is None else features * inside[..., None]
 
 
 class RowHalo(nn.Module):
@@ -52,21 +53,22 @@ class RowHalo(nn.Module):
         self.reach = (self.past.reach if self.past else rows) + n_layers
         self.layers = nn.ModuleList(nn.Conv2d(channels, channels, (2, 3), padding=(0, 1)) for _ in range(n_layers))
 
-    def _stack(self, pixels: Tensor, inside: Tensor) -> Tensor:
-        """(S, U, W, C) pixels, (S, U) bool -> (S, U, W, Z); row u sees rows before u."""
-        mask = inside[:, None, :, None]
-        x = rearrange(self.embed(pixels, inside[..., None].expand(pixels.shape[:-1])), "s u w e -> s e u w")
+    def _stack(self, pixels: Tensor, inside: Tensor | None) -> Tensor:
+        """(S, U, W, C) pixels, (S, U) bool or None for all -> (S, U, W, Z); row u sees rows before u."""
+        shown = None if inside is None else inside[..., None].expand(pixels.shape[:-1])
+        x = rearrange(self.embed(pixels, shown), "s u w e -> s e u w")
         above = self.enter(F.pad(x[:, :, :-1], (0, 0, self.rows, 0)))
         x = above if self.past is None else above + self.past(x)
-        x = x * mask
+        x = x if inside is None else x * inside[:, None, :, None]
         for layer in self.layers:
-            x = (x + layer(F.pad(F.silu(x), (0, 0, 1, 0)))) * mask
+            x = x + layer(F.pad(F.silu(x), (0, 0, 1, 0)))
+            x = x if inside is None else x * inside[:, None, :, None]
         return rearrange(x, "s z u w -> s u w z")
 
     def forward(self, symbols: Tensor, header: Tensor) -> Tensor:
         """(S, U, K) symbols -> (S, U, P, Z) for every unit."""
         pixels = rearrange(symbols, "s u (w c) -> s u w c", c=self.unit.channels)
-        return self._stack(pixels, torch.ones_like(symbols[..., 0], dtype=torch.bool))
+        return self._stack(pixels, None)
 
     def at(self, symbols: Tensor, index: Tensor, header: Tensor) -> Tensor:
         """(S, U, K) symbols, (S,) which unit -> (S, P, Z) for that unit, from the rows within reach alone."""
