@@ -2,7 +2,7 @@
 
 A matrix lies as panels of 16 outputs: 64 bytes that their sums begin with (a bias), and 64 more for every step, which
 is one input of float32 weights or four of int8 ones. A tile of a few rows and a few panels is summed up in registers,
-while the next panels are fetched. int8 weights are multiplied with two digits of each number (`armm.quantization`) by
+while the next panels are fetched. int8 weights are multiplied with two digits of each number (`armm.kernels`) by
 one instruction (AVX-512 VNNI) for 64 products. Every sum has its own order, that of the inputs, whatever rows and
 panels stand beside it and however many threads there are; sums of integers are exact.
 
@@ -31,7 +31,7 @@ FEATURES = llvm.get_host_cpu_features()
 WIDE = bool(FEATURES.get("avx512f")) and config.ENABLE_AVX and not (config.CPU_NAME or config.CPU_FEATURES)  # type: ignore[attr-defined]
 DEEP, BROAD = (4, 4) if WIDE else (2, 2)  # rows and panels of a tile: as many sums as there are registers for
 FLOATS, MORE_FLOATS, DIGITS = 0, 1, 2  # MORE_FLOATS are added to what is there, and to no bias
-# of numbers as two digits each, see armm.quantization
+# of numbers as two digits each, see armm.kernels
 BASE, LARGEST_PAIR, ZERO_DIGIT = np.float32(128), np.float32(127 * 128 - 1), np.float32(128)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from armm.datasets import Items, Splits, TokenShards
-from armm.datasets.preparing import Settings, prepare
+from armm.datasets.jobs import Settings
+from armm.datasets.preparing import prepare
 from armm.datasets.raw_texts import Dealing, find_sources, pieces, plan
 from armm.modalities import Text
 

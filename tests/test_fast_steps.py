@@ -15,9 +15,10 @@ from armm.backbones import NoBackbone, Transformer
 from armm.backbones.backbone import BackboneState
 from armm.generation import NGram, Temperature, generate
 from armm.generation.exact import self_test
+from armm.kernels import Weights
 from armm.model import AutoregressiveModel
 from armm.prepacking import prepack
-from armm.quantization import Weights, quantise
+from armm.quantization import quantise
 
 pytest.importorskip("numba", reason="numba is not installed: pip install armm[fast]")
 WIDE = Transformer(width=64, n_layers=2, n_heads=2, norm_gain=True, mlp="swiglu", mlp_width=96, qk_norm=False)

@@ -17,8 +17,8 @@ from tiny_modalities import Letters, hash_parameters
 from armm import panels, team
 from armm.backbones import Transformer
 from armm.compiled import inner, kept
+from armm.kernels import DIGITS, PANELS, to_int8
 from armm.model import AutoregressiveModel
-from armm.quantization import DIGITS, PANELS, to_int8
 
 needs_instruction = pytest.mark.skipif(not panels.multiplies_digits(), reason="a processor without AVX-512 VNNI")
 SHAPES = [(1, 16), (16, 16), (33, 48), (100, 64), (200, 32)]  # outputs and inputs

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from shard_sets import BPE, SETTINGS, files_of, load, make, read_all, silent, texts_of, write_lines
 
-from armm.datasets import Folder
-from armm.datasets import preparing as preparing_module
-from armm.datasets.preparing import Settings, prepare
+from armm.datasets import Folder, jobs, preparing
+from armm.datasets.jobs import Settings
+from armm.datasets.preparing import prepare
 from armm.datasets.raw_texts import find_sources
 from armm.errors import InputError
 from armm.modalities import Text
@@ -90,7 +90,7 @@ def test_a_preparation_goes_on_where_it_was_ended(
     """Ended before each of its files once: the set is that of a run without an end, to the byte."""
     wanted = files_of(prepared)
     texts, out = write_lines(tmp_path / "texts"), tmp_path / "set"
-    write, n = preparing_module.write_aside, 0
+    write, n = jobs.write_aside, 0
 
     class Ended(Exception):
         pass
@@ -102,7 +102,8 @@ def test_a_preparation_goes_on_where_it_was_ended(
         n -= 1
         write(path, parts)
 
-    monkeypatch.setattr(preparing_module, "write_aside", end)
+    for module in (jobs, preparing):
+        monkeypatch.setattr(module, "write_aside", end)
     for n_ended in range(60):  # noqa: B007 - asserted below
         n = 5
         try:
@@ -199,14 +200,14 @@ def test_no_text_at_all_is_refused(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, out = write_lines(tmp_path / "texts"), tmp_path / "set"
-    write = preparing_module.write_aside
+    write = jobs.write_aside
 
     def full(path: Path, parts: Any) -> None:
         if path.name == "000002-000.bin":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, parts)
 
-    monkeypatch.setattr(preparing_module, "write_aside", full)
+    monkeypatch.setattr(jobs, "write_aside", full)
     with pytest.raises(InputError, match=r"000002-000\.bin: No space left on device; .*run the same command again"):
         make(BPE, texts, out)
     assert (out / "000001-000.json").is_file() and not list(out.glob(".*"))

@@ -11,28 +11,15 @@ import torch
 from tiny_modalities import Clip, Letters
 from torch import Tensor, nn
 
+import armm.kernels
 from armm import quantization
 from armm.backbones import NoBackbone, Transformer
 from armm.embedders import TokenEmbedder
 from armm.errors import InputError
 from armm.heads import Categorical, CategoricalHead
+from armm.kernels import DIGITS, FLOAT, INT4, INT8, ZERO_DIGIT, Kernel, Weights, dequantise, kernels, to_int4, to_int8
 from armm.model import AutoregressiveModel
-from armm.quantization import (
-    DIGITS,
-    FLOAT,
-    INT4,
-    INT8,
-    HalfLinear,
-    Kernel,
-    PackedLinear,
-    Weights,
-    dequantise,
-    describe,
-    kernels,
-    quantise,
-    to_int4,
-    to_int8,
-)
+from armm.quantization import HalfLinear, PackedLinear, describe, quantise
 from armm.testing.models import tiny_model
 
 KERNELS = {"digits": DIGITS, "int8": INT8, "int4": INT4}
@@ -201,7 +188,7 @@ def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
     """Takes a kernel's operation away, or makes it fail, or forget the last input."""
 
     def spoil(kernel: Kernel) -> None:
-        owner: Any = quantization if kernel is DIGITS else torch
+        owner: Any = armm.kernels if kernel is DIGITS else torch
         name = "_of_digits" if kernel is DIGITS else kernel.name
         right = getattr(owner, name)
 
@@ -210,7 +197,7 @@ def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
 
         def forget(x: Tensor, *arguments: object) -> Tensor:
             x = x.clone()
-            x[:, -1] = quantization.ZERO_DIGIT if kernel is DIGITS else 0
+            x[:, -1] = ZERO_DIGIT if kernel is DIGITS else 0
             return right(x, *arguments)
 
         if request.param == "missing" and kernel is DIGITS:

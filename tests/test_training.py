@@ -34,8 +34,8 @@ from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
 from armm.sequence import Document
 from armm.training import DataModule, GenerativeModule, Optimization, Recorder, SampleLogger
-from armm.training.data import STRUCTURE, count, crop
 from armm.training.guard import Guard, StepGuard, tensors_in
+from armm.training.loading import STRUCTURE, count, crop
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

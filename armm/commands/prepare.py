@@ -9,7 +9,8 @@ from typing import Any
 from armm.commands.options import OptionParser
 from armm.datasets import builtin_folder
 from armm.datasets.files import check_fractions, reader
-from armm.datasets.preparing import Settings, prepare
+from armm.datasets.jobs import Settings
+from armm.datasets.preparing import prepare
 from armm.datasets.shards import SPLITS
 from armm.errors import InputError, nearest
 from armm.modality import Modality

@@ -22,7 +22,8 @@ from armm.errors import InputError
 from armm.generation import generate
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
-from armm.training.data import DataModule, conditions_of
+from armm.training.data import DataModule
+from armm.training.loading import conditions_of
 from armm.training.module import GenerativeModule
 from armm.training.ranks import data_rank
 from armm.training.speed import SpeedMonitor

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
-from armm.training.data import DataModule, conditions_of, count
+from armm.training.data import DataModule
+from armm.training.loading import conditions_of, count
 from armm.training.module import GenerativeModule
 
 N_DOCUMENTS = 32

@@ -24,10 +24,11 @@ from armm.modality import Modality
 from armm.model import AutoregressiveModel, LogProbs
 from armm.sequence import Batch
 from armm.training.corruption import Corruption, corrupted
-from armm.training.data import STRUCTURE, Counts, DataModule
+from armm.training.data import DataModule
 from armm.training.ema import EMA
 from armm.training.guard import Guard, Step, StepGuard
 from armm.training.layout import local, squares
+from armm.training.loading import STRUCTURE, Counts
 from armm.training.optim import Optimization, build
 from armm.training.parallel import Sharded
 from armm.training.position import settle

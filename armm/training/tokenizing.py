@@ -28,7 +28,8 @@ from armm.grammar import Grammar
 from armm.modalities.image import Image
 from armm.modalities.latent import from_pixels, to_pixels
 from armm.sequence import Batch
-from armm.training.data import Counts, DataModule
+from armm.training.data import DataModule
+from armm.training.loading import Counts
 from armm.training.resuming import CONFIG
 from armm.training.schedule import factor, progress_of
 

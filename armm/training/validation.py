@@ -12,7 +12,7 @@ from torch import distributed
 
 from armm.modality import Modality
 from armm.sequence import Batch
-from armm.training.data import STRUCTURE, Counts
+from armm.training.loading import STRUCTURE, Counts
 from armm.training.ranks import data_rank
 
 Results = dict[str, dict[str, float]]

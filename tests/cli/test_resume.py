@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 
 import armm.datasets.documents
 import armm.datasets.files
-import armm.training.data
+import armm.training.loading
 from armm import bundle
 from armm.cli import main
 from armm.training import GenerativeModule
@@ -368,7 +368,7 @@ def test_a_loader_that_dies(
     here: Path, run: Run, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, refused: Run
 ) -> None:
     """Killed for its memory, say: one line, and all steps that were done are kept."""
-    real = armm.training.data.TrainingSet.__getitem__
+    real = armm.training.loading.TrainingSet.__getitem__
     loaded: list[int] = []
 
     def item(self: Any, key: tuple[int, int]) -> Any:
@@ -377,7 +377,7 @@ def test_a_loader_that_dies(
             kill_self()
         return real(self, key)
 
-    monkeypatch.setattr(armm.training.data.TrainingSet, "__getitem__", item)
+    monkeypatch.setattr(armm.training.loading.TrainingSet, "__getitem__", item)
     refused([*new("mine", "--trainer.enable_progress_bar=false"), "--data.num_workers=1"], "has died", "--resume mine")
     saved = newest(here / "mine")
     assert saved is not None and 1 <= saved.step <= 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any, ClassVar
 import lightning as L
 import numpy as np
 import torch
+from own_files import wav_bytes
 from tiny_modalities import hash_symbols
 from torch import Tensor
 
 from armm.backbones import Transformer
-from armm.datasets import Item, Items, OnError, Source, Splits
+from armm.datasets import Item, Items, Manifest, OnError, Source, Splits
 from armm.heads import CausalConv
 from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
@@ -81,7 +83,25 @@ CASES: dict[str, tuple[tuple[Modality, ...], list[str] | None, list[Item], dict[
         ],
         {"conditions": ["label"], "drop_conditions": 0.3},
     ),
+    "manifest": (
+        (LABEL, TEXT, AUDIO),
+        None,
+        [{"line": [{"label": k % 3, "loss": False}, {"text": text(k)}, {"audio": "a.wav"}]} for k in range(N_ITEMS)],
+        {"drop_conditions": 0.3},
+    ),
 }
+
+
+def source_of(case: str, items: Sequence[Item], folder: Path) -> tuple[Source, str | None]:
+    """What the items of a case come from, and where that is."""
+    if case != "manifest":
+        return Given(items), None
+    folder.mkdir(exist_ok=True)
+    (folder / "a.wav").write_bytes(wav_bytes(90))
+    for name, own in (("train", items), ("val", items[:3]), ("test", items[:3])):
+        lines = "".join(json.dumps(item["line"]) + "\n" for item in own)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return Manifest(), str(folder)
 
 
 @dataclass
@@ -178,7 +198,8 @@ def train(
         heads = [replace(m.head, dropout=dropout) if isinstance(m.head, CausalConv) else m.head for m in modalities]
         modalities = tuple(replace(m, head=head) for m, head in zip(modalities, heads, strict=True))  # type: ignore
     module = module_class({m.name: m for m in modalities}, backbone, layout, optimization=optimization)
-    data = DataModule(Given(items), batch_size=batch_size, num_workers=workers, **of_data)
+    source, path = source_of(case, items, folder.parent / "documents")
+    data = DataModule(source, path=path, batch_size=batch_size, num_workers=workers, **of_data)
     diary = Diary()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -197,8 +218,7 @@ def train(
     )
     module.prepare(data)
     saved = newest(folder)
-    path = str(saved.path) if saved else None
-    trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=str(saved.path) if saved else None, weights_only=True)
     assert trainer.global_step == n_steps
     return result_of(trainer, module, diary)
 
