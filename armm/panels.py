@@ -166,6 +166,12 @@ def _declared(module: Any, name: str, result: Any, kinds: list[Any]) -> Any:
 
 
 @inner
+def filled(n: int) -> int:
+    """So many outputs, filled up to whole panels."""
+    return n + -n % PANEL
+
+
+@inner
 def share(n: int, thread: int, n_threads: int) -> tuple[int, int]:
     """The part of n things that is a thread's: from, and up to."""
     return n * thread // n_threads, n * (thread + 1) // n_threads

@@ -62,7 +62,8 @@ class State:
 
     Args:
         exact: pad every product to 16 rows and attend query by query, so that logits do not depend on the other rows.
-        compiled: the backbone takes its steps in compiled code, where there is such (`pip install "armm[fast]"`).
+        compiled: the backbone takes its steps in compiled code, and heads what comes between units, where there is such
+            (`pip install "armm[fast]"`).
     """
 
     @torch.no_grad()
@@ -74,10 +75,12 @@ class State:
         self.streams: list[list[int]] = [[] for _ in range(n_rows)]
         backbone_rows = rows_needed(model.backbone) if exact else 1
         self._backbone = model.backbone.state(n_rows, backbone_rows)
-        if compiled:
-            self._backbone.compile()
         head_rows = {name: rows_needed(model.head(name)) if exact else 1 for name in model.modalities}
         self._heads = {name: model.head(name).state(n_rows, head_rows[name]) for name in model.modalities}
+        if compiled:
+            self._backbone.compile()
+            for head in self._heads.values():
+                head.compile()
         self._synced: list[Synced | None] = [None] * n_rows
         self._marks: list[tuple[int, Cursor]] = [(0, self.grammar.start()) for _ in range(n_rows)]
         # completed units that the backbone has not read yet, by row

@@ -144,10 +144,10 @@ def test_draws_and_remembers_what_steps_do(case: str) -> None:
 def test_goes_on_after_rows_were_gathered() -> None:
     """However the gathered tensors are laid out, what is drawn is remembered in them and not in a copy."""
     states = [loaded(build("stereo"), [0, 1, 6]) for _ in range(2)]
-    for state in states:
-        state.gather_rows(torch.tensor([2, 0, 2]))
     states[1].history = states[1].history.transpose(0, 2).contiguous().transpose(0, 2)
     states[1].bias = states[1].bias.transpose(0, 2).contiguous().transpose(0, 2)
+    for state in states:
+        state.gather_rows(torch.tensor([2, 0, 2]))
     for turn in range(2):
         added = noise([0, 1, 2], 2, 6, turn)
         drawn, logits = step_by_step(states[0], [0, 1, 2], 2, added, 1.0)
@@ -177,6 +177,32 @@ def test_impossible_and_forced_symbols() -> None:
     added[0, 0, :4], added[0, 1, 2], added[0, 2, 1:] = -math.inf, math.inf, -math.inf
     found, _ = compiled(loaded(build("time"), [0]), [0], 3, added, 1.0)
     assert found.tolist() == [[4, 2, 0]]
+
+
+@needs_numba
+@pytest.mark.parametrize("case", CASES)
+@torch.inference_mode()
+def test_contexts_are_the_same_biases(case: str) -> None:
+    """As operators make them; and those of a row to the last bit whatever rows stand beside it."""
+    head = build(case)
+    n_units, k = 3, head.unit.symbols
+    symbols = torch.tensor(hash_symbols(3 * n_units * k, head.unit.vocab, 0)).view(3, n_units, k)
+    context, lengths = torch.stack([contexts(row, n_units) for row in range(3)]), torch.tensor([0, k, 2 * k])
+
+    def bias_of(rows: list[int], compiled: bool) -> Tensor:
+        state = head.state(len(rows))
+        assert isinstance(state, ConvState)
+        if compiled:
+            state.compile()
+            assert state.compiled_conditioning is not None
+        state.load(torch.arange(len(rows)), context[rows], symbols[rows], lengths[rows], header(len(rows)))
+        return state.bias
+
+    together = bias_of([0, 1, 2], compiled=True)
+    torch.testing.assert_close(together, bias_of([0, 1, 2], compiled=False), atol=1e-5, rtol=1e-5)
+    if head.halo is None:  # which is torch's affair
+        for row in range(3):
+            assert torch.equal(bias_of([row], compiled=True)[:, :, 0], together[:, :, row])
 
 
 # --------------------------------------------------------------- alone and in a batch

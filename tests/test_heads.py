@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_modalities import hash_parameters, hash_symbols
@@ -15,6 +16,7 @@ from torch import Tensor
 from armm.errors import InputError
 from armm.heads import Categorical, CausalConv, CausalConvHead, Head, HeadState, LogisticMixture, Unit
 from armm.heads.causal_conv import ConvState, Gate
+from armm.heads.cross_entropy import nats_of
 from armm.heads.distributions import DistributionConfig, Softmax
 
 WIDTH = 4
@@ -413,3 +415,20 @@ def test_a_gate_and_its_gradient_are_those_of_tanh_and_sigmoid() -> None:
     signal, opening = sums.chunk(2, dim=-1)
     torch.testing.assert_close(Gate.apply(sums), torch.tanh(signal) * torch.sigmoid(2 * opening))
     assert torch.autograd.gradcheck(Gate.apply, (sums,))
+
+
+@pytest.mark.parametrize(("n", "vocab"), [(1, 1), (7, 5), (300, 1000)])
+def test_nats_and_their_gradient_are_those_of_cross_entropy(n: int, vocab: int) -> None:
+    """In several parts, too: 300 rows of 1,000 are more than are worked on at a time."""
+    generator = torch.Generator().manual_seed(n)
+    logits = (torch.randn(n, vocab, generator=generator) * 5).requires_grad_()
+    symbols, weights = torch.randint(vocab, (n,), generator=generator), torch.rand(n, generator=generator)
+    expected = F.cross_entropy(logits, symbols, reduction="none")
+    found = nats_of(logits, symbols)
+    torch.testing.assert_close(found, expected)
+    (grad,) = torch.autograd.grad((expected * weights).sum(), logits)
+    torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), logits)[0], grad)
+    half = logits.detach().bfloat16().requires_grad_()
+    torch.testing.assert_close(nats_of(half, symbols), F.cross_entropy(half.float(), symbols, reduction="none"))
+    nats_of(half, symbols).sum().backward()
+    assert half.grad is not None and half.grad.dtype == torch.bfloat16

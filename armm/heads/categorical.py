@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from armm.errors import InputError
 from armm.exactness import at_least
+from armm.heads.cross_entropy import nats_of
 from armm.heads.distributions import cap
 from armm.heads.head import Head, HeadConfig, HeadState, Unit
 
@@ -61,13 +62,15 @@ class CategoricalHead(Head):
             self.weight = nn.Parameter(self.weight.new_empty(0, self.weight.shape[1]), requires_grad=False)
 
     def distribution(self, context: Tensor) -> Tensor:
-        """(*, D) -> (*, V) logits. A tied table has one row more, the unknown symbol, which is never coded."""
+        """(*, D) -> (*, V) logits."""
+        return cap(self._sums(context), self.config.softcap)
+
+    def _sums(self, context: Tensor) -> Tensor:
+        """The same without their cap. A tied table has one row more, the unknown symbol, which is never coded."""
         if self.output is None:
-            logits = F.linear(context, self.weight[: self.vocab], self.bias)
-        else:
-            logits = self.output(context)
-            logits = logits if self.bias is None else logits + self.bias
-        return cap(logits, self.config.softcap)
+            return F.linear(context, self.weight[: self.vocab], self.bias)
+        logits = self.output(context)
+        return logits if self.bias is None else logits + self.bias
 
     def logits(self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor) -> Tensor:
         return self.distribution(context)[:, :, None, :]
@@ -75,9 +78,9 @@ class CategoricalHead(Head):
     def log_prob(
         self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor, read: Tensor | None = None
     ) -> Tensor:
-        logits = self.distribution(context)
-        target = symbols.clamp(max=self.vocab - 1).flatten()
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), target, reduction="none").view(symbols.shape)
+        logits, softcap = self._sums(context), self.config.softcap
+        logits = logits if softcap is None else cap(logits, softcap)
+        nats = nats_of(logits.flatten(0, 1), symbols.clamp(max=self.vocab - 1).flatten()).view(symbols.shape)
         return torch.where(known, -nats, 0.0)
 
     def state(self, n_rows: int, min_rows: int = 1) -> HeadState:

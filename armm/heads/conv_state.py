@@ -24,7 +24,7 @@ from armm.heads.head import Choose, HeadState
 
 if TYPE_CHECKING:
     from armm.heads.causal_conv import CausalConvHead
-    from armm.heads.fast import CompiledFill
+    from armm.heads.fast import CompiledConditioning, CompiledFill
 
 
 class ConvState(HeadState):
@@ -58,6 +58,7 @@ class ConvState(HeadState):
         skip = [(layer.bias, layer.weight.T.contiguous()) for layer in head.skip if isinstance(layer, nn.Linear)]
         self.skip = [(skip[0][0], skip[0][1] / 2), *skip[1:]]
         self.read = head.distribution.reader()
+        self.compiled_conditioning: CompiledConditioning | None = None
         # what the rows remember
         self.history = torch.zeros(self.size, self.n_layers, n, w, device=device, dtype=dtype)
         self.bias = torch.zeros(self.n_layers, self.unit.places, n, 2 * w, device=device, dtype=dtype)
@@ -86,6 +87,12 @@ class ConvState(HeadState):
         self.openings = [sums[:, w:] for sums in self.sums]
         self.gated = self.history.new_empty(n, self.n_layers * w)
         self.gated_of = self.gated.split(w, dim=1)
+
+    def compile(self) -> None:
+        if find_spec("numba") is not None:
+            from armm.heads.fast import compiled_conditioning
+
+            self.compiled_conditioning = compiled_conditioning(self)
 
     # ------------------------------------------------------------- where the rows are
 
@@ -149,6 +156,9 @@ class ConvState(HeadState):
         self._set_bias(rows, context, halo)
 
     def _set_bias(self, rows: Tensor, context: Tensor, halo: Tensor | None) -> None:
+        if self.compiled_conditioning is not None:
+            self.compiled_conditioning(rows, context, halo, self.bias)
+            return
         condition = self.head.conditioning(context.to(self.bias.dtype), halo).transpose(0, 1)  # (P, R, Z)
         condition = condition.reshape(1, -1, condition.shape[-1]).expand(self.n_layers, -1, -1)
         bias = torch.baddbmm(self.gate_bias, condition, self.conditioning)  # (L, P * R, 2W)
@@ -184,7 +194,7 @@ class ConvState(HeadState):
         listed = index.tolist()
         self.n_rows = len(listed)
         stored = F.pad(index, (0, max(self.min_rows - len(listed), 0)))
-        self.history, self.bias = self.history[:, :, stored], self.bias[:, :, stored]
+        self.history, self.bias = self.history[:, :, stored].contiguous(), self.bias[:, :, stored].contiguous()
         self.features, self.open_unit, self.header = self.features[stored], self.open_unit[stored], self.header[stored]
         self.before, self.past = self.before[stored], self.past[stored]
         self.length, self.clock = [self.length[i] for i in listed], [self.clock[i] for i in listed]
@@ -239,7 +249,6 @@ class ConvState(HeadState):
     ) -> tuple[Tensor, Tensor] | None:
         if self._compiled_fill is None:
             return None
-        self.history, self.bias = self.history.contiguous(), self.bias.contiguous()  # written in place
         listed, channels = rows.tolist(), self.unit.channels
         drawn, logits = self._compiled_fill(self, listed, n, noise, temperature)
         for row in listed:

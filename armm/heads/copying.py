@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armm.errors import InputError
+from armm.heads.cross_entropy import nats_of
 from armm.heads.distributions import Distribution, DistributionConfig, SoftmaxDistribution
 
 
@@ -75,7 +76,7 @@ class CopyingDistribution(Distribution):
     def _softmax(self, features: Tensor, symbols: Tensor, channel: int) -> Tensor:
         """(*) log-probability of a channel's level by the softmax."""
         logits = self.softmax.logits(features, symbols[..., :channel])
-        nats = F.cross_entropy(logits.flatten(0, -2).float(), symbols[..., channel].flatten(), reduction="none")
+        nats = nats_of(logits.flatten(0, -2), symbols[..., channel].flatten())
         return -nats.view(symbols.shape[:-1])
 
     def logits(self, features: Tensor, earlier: Tensor) -> Tensor:

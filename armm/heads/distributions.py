@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armm.errors import InputError
+from armm.heads.cross_entropy import nats_of
 
 
 class Distribution(nn.Module, ABC):
@@ -113,13 +114,17 @@ class SoftmaxDistribution(Distribution):
             self.earlier = nn.Parameter(torch.randn(channels, channels, vocab, width) * 0.1)
 
     def logits(self, features: Tensor, earlier: Tensor) -> Tensor:
+        return cap(self._sums(features, earlier), self.softcap)
+
+    def _sums(self, features: Tensor, earlier: Tensor) -> Tensor:
+        """(*, V) logits without their cap, in the precision of a product."""
         channel = earlier.shape[-1]
         if len(self.out) > 1:
             features = self.enter[channel](features)
             for j in range(channel):
                 features = features + self.earlier[channel, j][earlier[..., j]]
             features = F.relu(features)
-        return cap(self.out[channel](features), self.softcap)
+        return self.out[channel](features)
 
     def reader(self) -> Callable[[Tensor, Tensor], Tensor]:
         if len(self.out) > 1:
@@ -132,8 +137,9 @@ class SoftmaxDistribution(Distribution):
     def log_prob(self, features: Tensor, symbols: Tensor) -> Tensor:
         channels = []
         for c in range(len(self.out)):
-            logits = self.logits(features, symbols[..., :c])
-            nats = F.cross_entropy(logits.flatten(0, -2), symbols[..., c].flatten(), reduction="none")
+            logits = self._sums(features, symbols[..., :c])
+            logits = logits if self.softcap is None else cap(logits, self.softcap)
+            nats = nats_of(logits.flatten(0, -2), symbols[..., c].flatten())
             channels.append(-nats.view(symbols.shape[:-1]))
         return torch.stack(channels, dim=-1)
 

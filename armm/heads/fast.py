@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from armm.heads.distributions import Distribution, LogisticMixtureDistribution, SoftmaxDistribution
+from armm.heads.fast_conditioning import Maps, condition
 from armm.heads.fast_loop import Lanes, Memory, Network, Readout, fill
 from armm.panels import pack_floats
 from armm.team import team_size
@@ -50,6 +51,24 @@ class CompiledFill:
         return torch.from_numpy(drawn), torch.from_numpy(logits)
 
 
+class CompiledConditioning:
+    """Contexts as biases, for one head."""
+
+    def __init__(self, state: ConvState) -> None:
+        head = state.head
+        self.maps = Maps(
+            upsample=_array(pack_floats(head.upsample.weight, head.upsample.bias)),
+            gates=_panels([gates.T for gates in state.conditioning]),
+            gate_bias=_array(state.gate_bias[:, 0]),
+        )
+
+    def __call__(self, rows: Tensor, context: Tensor, halo: Tensor | None, bias: Tensor) -> None:
+        """(R,) rows, (R, D) contexts, (R, P, Z) halo -> rows of the (L, P, N, 2W) bias."""
+        assert bias.is_contiguous(), "written in place"
+        given = np.zeros((0, 0, 0), np.float32) if halo is None else _array(halo)
+        condition(self.maps, _array(context), given, rows.numpy(), bias.numpy(), team_size())
+
+
 def _side_by_side(state: ConvState, rows: list[int]) -> tuple[Lanes, np.ndarray]:
     """Rows, and where each part of them begins that takes its steps together. Less than two parts need no threads."""
     alike: dict[int, list[tuple[int, int, int, int]]] = {}
@@ -61,6 +80,12 @@ def _side_by_side(state: ConvState, rows: list[int]) -> tuple[Lanes, np.ndarray]
         n_parts = -(-len(own) // SIDE_BY_SIDE)
         parts += [parts[-1] + len(own) * (part + 1) // n_parts for part in range(n_parts)]
     return Lanes(*np.array(list(chain.from_iterable(alike.values()))).T.copy()), np.array(parts)
+
+
+def compiled_conditioning(state: ConvState) -> CompiledConditioning | None:
+    """Contexts as biases in compiled code; None where there is none for a head's device or its precision."""
+    known = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (state.bias, *state.head.parameters()))
+    return CompiledConditioning(state) if known else None
 
 
 def compiled_fill(state: ConvState) -> CompiledFill | None:

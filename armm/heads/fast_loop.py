@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from armm.compiled import ONE, TWO, ZERO, copy, exp, inner, kept, scalar, silu, tanh
-from armm.panels import PANEL, add_floats
+from armm.panels import add_floats, filled
 from armm.team import together
 
+LOWEST, LARGEST = np.int32(-(2**31)), np.int32(2**31 - 1)
 ARTANH = tuple(np.float32(1 / c) for c in (15, 13, 11, 9, 7, 5, 3, 1))
 
 
@@ -143,12 +144,6 @@ def fill_parts(
         a, b = parts[part], parts[part + 1]
         own = Lanes(lanes.which[a:b], lanes.row[a:b], lanes.clock[a:b], lanes.start[a:b])
         fill_lanes(network, readout, memory, own, noise, temperature, drawn, logits)
-
-
-@inner
-def filled(n: int) -> int:
-    """So many outputs filled up to whole panels."""
-    return n + -n % PANEL
 
 
 @inner
@@ -339,11 +334,18 @@ def log_sum(x: np.ndarray) -> np.float32:
 
 @inner
 def first_highest(x: np.ndarray) -> int:
-    """The first place of the largest of (V,) numbers."""
-    best = x[0]
+    """The first place of the largest of (V,) numbers: of their bits, in vectors, as a maximum of numbers is not."""
+    best = LOWEST
     for v in range(len(x)):
-        best = x[v] if x[v] > best else best
+        best = max(best, in_order(x[v]))
     for v in range(len(x)):
-        if x[v] == best:
+        if in_order(x[v]) == best:
             return v
-    return 0  # they are not numbers
+    return 0
+
+
+@scalar
+def in_order(x: np.float32) -> np.int32:
+    """An integer that is larger for larger numbers, and the same for both zeros."""
+    bits = np.int32(np.float32(x + ZERO).view(np.int32))
+    return bits ^ ((bits >> np.int32(31)) & LARGEST)

@@ -156,6 +156,10 @@ class HeadState(ABC):
             self.extend(rows, drawn[-1])
         return torch.stack(drawn, dim=1)
 
+    def compile(self) -> None:
+        """Compute between units in compiled code from now on, where there is such for this head and machine."""
+        return
+
     def fill_plain(
         self, rows: Tensor, n: int, noise: Tensor | None, temperature: float
     ) -> tuple[Tensor, Tensor] | None:
