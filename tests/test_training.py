@@ -343,6 +343,19 @@ def test_spikes_are_skipped_and_slow_change_is_not() -> None:
     assert not guard.judge(torch.tensor(7.0), torch.tensor(float("inf")), nothing)
 
 
+def test_a_loss_that_stays_up_is_no_spike() -> None:
+    """Weights that a good batch has upset must not be kept by skipping all that could mend them; NaN never is good."""
+    guard, nothing = StepGuard(Guard(warmup=5, in_a_row=3), select=False), torch.zeros(1)
+
+    def judged(*losses: float) -> list[bool]:
+        return [bool(guard.judge(torch.tensor(loss), torch.tensor(1.0), nothing)) for loss in losses]
+
+    assert all(judged(*[0.01, 0.012] * 20))
+    assert judged(0.2, 0.4, 0.7, 0.6, 0.5, 0.3) == [False] * 3 + [True] * 3
+    assert judged(*[0.01] * 60, 5.0, 0.01) == [True] * 60 + [False, True]
+    assert not any(judged(*[float("nan")] * 9))
+
+
 def test_a_run_that_diverges_ends() -> None:
     """After so many skipped steps of the latest, instead of going on and replacing a good bundle by one of NaNs."""
     module = module_of(Letters(), layout=["letters"], optimization=Optimization(lr=1e30, warmup=0.0))
@@ -356,7 +369,9 @@ def test_a_run_that_diverges_ends() -> None:
     assert guard.gives_up(15)
 
 
-@pytest.mark.parametrize("options", [{"spike": 1.0}, {"warmup": 0}, {"limit": 0}, {"limit": 101}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"spike": 1.0}, {"in_a_row": 0}, {"warmup": 0}, {"limit": 0}, {"limit": 101}], ids=str
+)
 def test_impossible_guards_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="guard"):
         Guard(**options)

@@ -29,12 +29,15 @@ class Guard:
     Attributes:
         spike: a loss of more than so many times its running mean (and 6 standard deviations above it) is a spike, and
             its step is skipped; null skips only what is not finite.
+        in_a_row: so many spikes after each other are skipped, no more: a loss that stays up comes of the weights, not of
+            a batch, and only further steps bring it down.
         warmup: steps before the first that can be a spike.
         limit: the run ends when so many of its latest `window` steps were skipped.
         window: in steps.
     """
 
     spike: float | None = 2.0
+    in_a_row: int = 3
     warmup: int = 100
     limit: int = 10
     window: int = 100
@@ -42,6 +45,8 @@ class Guard:
     def __post_init__(self) -> None:
         if self.spike is not None and not self.spike > 1:
             raise InputError(f"guard.spike is {self.spike}, it must be more than 1 times the mean; null for no limit")
+        if self.in_a_row < 1:
+            raise InputError(f"guard.in_a_row is {self.in_a_row}, it must be at least 1; guard.spike: null skips none")
         if self.warmup < 1 or not 1 <= self.limit <= self.window:
             raise InputError(
                 f"guard: warmup {self.warmup} must be at least 1, limit {self.limit} from 1 to window {self.window}"
@@ -82,7 +87,7 @@ class StepGuard:
         self.good: Tensor = torch.ones((), dtype=torch.bool)
         """() bool: the latest step was done; for whatever else follows the weights, such as their moving average."""
         self.skipped: deque[int] = deque()  # the latest skipped steps
-        self._statistics = torch.zeros(3)  # number of good steps, mean, variance
+        self._statistics = torch.zeros(4)  # number of good steps, mean, variance, steps skipped since the last good one
         self._verdict = torch.zeros(4)
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._verdicts: deque[tuple[int, int, range, Tensor, Any]] = deque()
@@ -94,17 +99,19 @@ class StepGuard:
             loss, norm: () of the whole step, over all ranks. requests: (R,) anything that shall reach the host with the
             verdict.
         """
-        n, mean, variance = self._statistics.to(loss.device, torch.float32)
+        n, mean, variance, n_skipped = self._statistics.to(loss.device, torch.float32)
         loss = loss.float()
         good = loss.isfinite() & norm.isfinite()
         if self.config.spike is not None:
             limit = torch.maximum(mean * self.config.spike, mean + DEVIATIONS * variance.sqrt())
-            good = good & ((n < self.config.warmup) | (loss <= limit))
+            is_no_spike = (n < self.config.warmup) | (loss <= limit)
+            good = good & (is_no_spike | (n_skipped >= self.config.in_a_row))
         # the plain mean of the first steps, then a running one
         weight = torch.maximum(1 / (n + 1), torch.full_like(n, 1 - DECAY))
         change = loss - mean
-        after = torch.stack([n + 1, mean + weight * change, (1 - weight) * (variance + weight * change**2)])
-        self._statistics = torch.where(good, after, torch.stack([n, mean, variance]))
+        spread = (1 - weight) * (variance + weight * change**2)
+        after = torch.stack([n + 1, mean + weight * change, spread, torch.zeros_like(n)])
+        self._statistics = torch.where(good, after, torch.stack([n, mean, variance, n_skipped + 1]))
         self.good = good
         self._verdict = torch.cat([torch.stack([good.float(), loss, norm.float(), mean]), requests.float()])
         return good
