@@ -20,6 +20,7 @@ from armm.training.layout import local
 
 DECAY = 0.98  # of the running mean and variance of the loss: about the last 50 steps
 DEVIATIONS = 6.0  # a spike is also so many standard deviations above the mean, for losses that vary much by nature
+SHARE = 0.1  # and so much of the highest mean, for losses near 0, which one hard example multiplies
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Guard:
     """Which steps are skipped, and when a run gives up.
 
     Attributes:
-        spike: a loss of more than so many times its running mean (and 6 standard deviations above it) is a spike, and
-            its step is skipped; null skips only what is not finite.
+        spike: a loss of more than so many times its running mean (and 6 standard deviations above it, and a tenth of what
+            the mean once was) is a spike, and its step is skipped; null skips only what is not finite.
         in_a_row: so many spikes after each other are skipped, no more: a loss that stays up comes of the weights, not
             of a batch, and only further steps bring it down.
         warmup: steps before the first that can be a spike.
@@ -87,7 +88,8 @@ class StepGuard:
         self.good: Tensor = torch.ones((), dtype=torch.bool)
         """() bool: the latest step was done; for whatever else follows the weights, such as their moving average."""
         self.skipped: deque[int] = deque()  # the latest skipped steps
-        self._statistics = torch.zeros(4)  # number of good steps, mean, variance, steps skipped since the last good one
+        # number of good steps, mean, variance, steps skipped since the last good one, highest mean
+        self._statistics = torch.zeros(5)
         self._verdict = torch.zeros(4)
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._verdicts: deque[tuple[int, int, range, Tensor, Any]] = deque()
@@ -99,19 +101,21 @@ class StepGuard:
             loss, norm: () of the whole step, over all ranks. requests: (R,) anything that shall reach the host with the
             verdict.
         """
-        n, mean, variance, n_skipped = self._statistics.to(loss.device, torch.float32)
+        n, mean, variance, n_skipped, highest = self._statistics.to(loss.device, torch.float32)
         loss = loss.float()
         good = loss.isfinite() & norm.isfinite()
         if self.config.spike is not None:
             limit = torch.maximum(mean * self.config.spike, mean + DEVIATIONS * variance.sqrt())
+            limit = torch.maximum(limit, highest * SHARE)
             is_no_spike = (n < self.config.warmup) | (loss <= limit)
             good = good & (is_no_spike | (n_skipped >= self.config.in_a_row))
         # the plain mean of the first steps, then a running one
         weight = torch.maximum(1 / (n + 1), torch.full_like(n, 1 - DECAY))
         change = loss - mean
         spread = (1 - weight) * (variance + weight * change**2)
-        after = torch.stack([n + 1, mean + weight * change, spread, torch.zeros_like(n)])
-        self._statistics = torch.where(good, after, torch.stack([n, mean, variance, n_skipped + 1]))
+        new = mean + weight * change
+        after = torch.stack([n + 1, new, spread, torch.zeros_like(n), torch.maximum(highest, new)])
+        self._statistics = torch.where(good, after, torch.stack([n, mean, variance, n_skipped + 1, highest]))
         self.good = good
         self._verdict = torch.cat([torch.stack([good.float(), loss, norm.float(), mean]), requests.float()])
         return good
