@@ -28,8 +28,8 @@ class Guard:
     """Which steps are skipped, and when a run gives up.
 
     Attributes:
-        spike: a loss of more than so many times its running mean (and 6 standard deviations above it, and a tenth of what
-            the mean once was) is a spike, and its step is skipped; null skips only what is not finite.
+        spike: a loss of more than so many times its running mean (and 6 standard deviations above it, and a tenth of
+            what the mean once was) is a spike, and its step is skipped; null skips only what is not finite.
         in_a_row: so many spikes after each other are skipped, no more: a loss that stays up comes of the weights, not
             of a batch, and only further steps bring it down.
         warmup: steps before the first that can be a spike.
