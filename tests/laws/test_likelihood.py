@@ -176,7 +176,8 @@ UNNORMALISED: dict[str, tuple[str, Plant]] = {
               lambda f, own, x, s: f(own, x + 0.1 * s.sum(-1, keepdim=True), s))
     ),
     "a symbol that nobody can code": (
-        "image pixels", patch(categorical, "cap", lambda f, x, c: F.pad(f(x, c), (0, 1)) if x.dim() > 2 else f(x, c))
+        "image pixels", patch(categorical.CategoricalHead, "_sums",
+              lambda f, own, x: F.pad(f(own, x), (0, 1)) if x.dim() > 2 else f(own, x))
     ),
     "end decisions that promise the impossible": (
         "text in threes", patch(AutoregressiveModel, "structure_logits",
