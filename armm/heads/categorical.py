@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from armm.errors import InputError
 from armm.exactness import at_least
 from armm.heads.cross_entropy import nats_of
-from armm.heads.distributions import cap
+from armm.heads.distributions import bounded, cap
 from armm.heads.head import Head, HeadConfig, HeadState, Unit
 
 
@@ -78,8 +78,7 @@ class CategoricalHead(Head):
     def log_prob(
         self, context: Tensor, symbols: Tensor, known: Tensor, header: Tensor, read: Tensor | None = None
     ) -> Tensor:
-        logits, softcap = self._sums(context), self.config.softcap
-        logits = logits if softcap is None else cap(logits, softcap)
+        logits = bounded(self._sums(context), self.config.softcap)
         nats = nats_of(logits.flatten(0, 1), symbols.clamp(max=self.vocab - 1).flatten()).view(symbols.shape)
         return torch.where(known, -nats, 0.0)
 

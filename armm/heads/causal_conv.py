@@ -143,6 +143,12 @@ class CausalConvHead(Head):
         """(C, V + 1, R) what each value of each channel adds to the input of the next place."""
         return self.symbol + self.values @ self.value
 
+    def halved(self) -> tuple[Tensor, Tensor]:
+        """(L, kR + Z, 2R) gates and (L, 2R) biases, those of the openings halved, as `Gate` takes them; exact."""
+        r = self.config.channels
+        halves = torch.cat([self.gates.new_ones(r), self.gates.new_full((r,), 0.5)])
+        return self.gates * halves, self.gate_bias * halves
+
     def conditioning(self, context: Tensor, halo: Tensor | None) -> Tensor:
         """(*, D) context and (*, P, Z) halo -> (*, P, Z), what the gates see beside the symbols."""
         condition = self.upsample(context).unflatten(-1, (self.unit.places, -1))
@@ -152,8 +158,7 @@ class CausalConvHead(Head):
         """(B, T, R) inputs, (B, T, Z) conditioning -> (B, T, H) features and each layer's (B, T, R) input."""
         inputs, gated = [], []
         k, r = self.config.kernel, self.config.channels
-        halves = torch.cat([x.new_ones(r), x.new_full((r,), 0.5)])  # see `Gate`
-        gates, biases = self.gates * halves, self.gate_bias * halves
+        gates, biases = self.halved()
         taps = rearrange(gates[:, : k * r], "l (k r) o -> l o r 1 k", k=k)
         conditioning = gates[:, k * r :].transpose(1, 2)
         for layer, dilation in enumerate(self.config.dilations):

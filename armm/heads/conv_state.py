@@ -50,10 +50,10 @@ class ConvState(HeadState):
         self.ring = ring.to(device).unbind(0)  # (L * k) of each slot
         self.table = head.table().flatten(0, 1)  # (C * (V+1), W)
         self.channel_offset = torch.arange(self.unit.channels, device=device) * (self.unit.vocab + 1)
-        halved = torch.cat([head.gates[..., :w], head.gates[..., w:] / 2], dim=-1)
-        self.weights = halved[:, : k * w].contiguous().unbind(0)  # (kW, 2W) of each layer, the newest tap last
-        self.conditioning = halved[:, k * w :]  # (L, Z, 2W)
-        self.gate_bias = torch.cat([head.gate_bias[:, :w], head.gate_bias[:, w:] / 2], dim=-1)[:, None]  # (L, 1, 2W)
+        gates, biases = head.halved()
+        self.weights = gates[:, : k * w].contiguous().unbind(0)  # (kW, 2W) of each layer, the newest tap last
+        self.conditioning = gates[:, k * w :]  # (L, Z, 2W)
+        self.gate_bias = biases[:, None]  # (L, 1, 2W)
         self.residual = (head.residual / 2).unbind(0)
         skip = [(layer.bias, layer.weight.T.contiguous()) for layer in head.skip if isinstance(layer, nn.Linear)]
         self.skip = [(skip[0][0], skip[0][1] / 2), *skip[1:]]

@@ -92,10 +92,14 @@ class LogisticMixture(DistributionConfig):
         return LogisticMixtureDistribution(width, vocab, channels, self.n_components)
 
 
+def bounded(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits, softly bounded to ±softcap in float32; as they are where there is no bound."""
+    return logits if softcap is None else softcap * torch.tanh(logits.float() / softcap)
+
+
 def cap(logits: Tensor, softcap: float | None) -> Tensor:
-    """Logits, softly bounded to ±softcap, in float32."""
-    logits = logits.float()
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    """The same, in float32 always."""
+    return bounded(logits, softcap).float()
 
 
 class SoftmaxDistribution(Distribution):
@@ -137,8 +141,7 @@ class SoftmaxDistribution(Distribution):
     def log_prob(self, features: Tensor, symbols: Tensor) -> Tensor:
         channels = []
         for c in range(len(self.out)):
-            logits = self._sums(features, symbols[..., :c])
-            logits = logits if self.softcap is None else cap(logits, self.softcap)
+            logits = bounded(self._sums(features, symbols[..., :c]), self.softcap)
             nats = nats_of(logits.flatten(0, -2), symbols[..., c].flatten())
             channels.append(-nats.view(symbols.shape[:-1]))
         return torch.stack(channels, dim=-1)
