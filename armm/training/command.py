@@ -33,6 +33,7 @@ from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
 from armm.training.complaints import LOADER_DIED, explain, of_a_library, plain
 from armm.training.data import DataModule
+from armm.training.defaults import TRAINER
 from armm.training.diagnostics import Diagnostics
 from armm.training.module import GenerativeModule
 from armm.training.precision import AUTO, allow_auto, choose, several_processes
@@ -130,19 +131,7 @@ class TrainCLI(LightningCLI):
             DataModule,
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults={
-                "max_steps": 1000,
-                "max_epochs": -1,
-                "gradient_clip_val": 1.0,
-                "precision": AUTO,
-                "check_val_every_n_epoch": None,
-                "val_check_interval": 250,
-                "log_every_n_steps": 10,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                # data.train_dataloader deals the training data out itself
-                "use_distributed_sampler": False,
-            },
+            trainer_defaults={**TRAINER, "precision": AUTO, "log_every_n_steps": 10},
             parser_kwargs={"exit_on_error": False, "prog": "armm train RECIPE"},
             args=arguments,
             run=False,

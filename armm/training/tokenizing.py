@@ -29,6 +29,7 @@ from armm.modalities.image import Image
 from armm.modalities.latent import from_pixels, to_pixels
 from armm.sequence import Batch
 from armm.training.data import DataModule
+from armm.training.defaults import TRAINER
 from armm.training.loading import Counts
 from armm.training.resuming import CONFIG
 from armm.training.schedule import factor, progress_of
@@ -149,17 +150,7 @@ class TokenizerCLI(LightningCLI):
             DataModule,
             save_config_callback=None,
             seed_everything_default=0,
-            trainer_defaults={
-                "max_steps": 1000,
-                "max_epochs": -1,
-                "gradient_clip_val": 1.0,
-                "check_val_every_n_epoch": None,
-                "val_check_interval": 250,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                "enable_checkpointing": False,
-                "use_distributed_sampler": False,
-            },
+            trainer_defaults={**TRAINER, "enable_checkpointing": False},
             parser_kwargs={"exit_on_error": False, "prog": "armm train RECIPE"},
             args=arguments,
             run=False,
