@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from armm.backbones.backbone import BackboneState
 from armm.exactness import at_least
+from armm.graphs import Recordings, records
 
 if TYPE_CHECKING:
     from armm.backbones.fast import CompiledSteps
@@ -49,9 +50,13 @@ class TransformerState(BackboneState):
         swap[half, half + e // 2], swap[half + e // 2, half] = 1.0, -1.0
         self.swap = swap
         self.compiles = False
+        self._recordings: Recordings | None = None
+        self._inputs: tuple[Tensor, ...] | None = None  # of what is recorded: rows, x, positions, values
 
     def compile(self) -> None:
         self.compiles = True
+        if records(self.cache.device):
+            self._recordings = Recordings(self.cache.device)
 
     @cached_property
     def _compiled_steps(self) -> CompiledSteps | TeamSteps | None:
@@ -69,7 +74,12 @@ class TransformerState(BackboneState):
             size = self.cache.shape[4] + -(-grown // CACHE_STEP) * CACHE_STEP
             cache = self.cache.new_zeros(*self.cache.shape[:4], size, self.cache.shape[5])
             cache[..., :used, :] = self.cache[..., :used, :]
-            self.cache = cache
+            self._replace_cache(cache)
+
+    def _replace_cache(self, cache: Tensor) -> None:
+        self.cache = cache
+        if self._recordings is not None:
+            self._recordings.clear()
 
     def extend(
         self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int], stepwise: bool = False
@@ -92,6 +102,26 @@ class TransformerState(BackboneState):
         together = before[0] if everyone and n == 1 and min(before) == max(before) else None
         positions = torch.tensor(before, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (R, N)
         span = self._span(before, max(before) + n)
+        values = None if values is None else values.flatten(0, 1)
+        if self._recordings is not None and everyone and n == 1:
+            return self._replayed(self._recordings, rows, x, values, positions, span)
+        return self._apart(rows, x, values, positions, span, everyone, together)
+
+    def _apart(
+        self,
+        rows: Tensor,
+        x: Tensor,
+        values: Tensor | None,
+        positions: Tensor,
+        span: slice,
+        everyone: bool,
+        together: int | None,
+    ) -> Tensor:
+        """(R, N, D) at (R, N) positions -> (R, N, D).
+
+        everyone: the rows are all rows, in order. together: the one position that they are at, if that is so.
+        """
+        r, n, _ = x.shape
         mask = self._mask(positions, span)
 
         def attended(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -106,8 +136,31 @@ class TransformerState(BackboneState):
                 keys, stored = keys[rows], stored[rows]
             return self._attend_apart(q.unflatten(0, (r, n)), keys, stored, mask).flatten(0, 1)
 
-        values = None if values is None else values.flatten(0, 1)
         return self._blocks(x.flatten(0, 1), values, positions.flatten(), attended).view(r, n, -1)
+
+    def _replayed(
+        self,
+        recordings: Recordings,
+        rows: Tensor,
+        x: Tensor,
+        values: Tensor | None,
+        positions: Tensor,
+        span: slice,
+    ) -> Tensor:
+        """A step of all rows, recorded for each span of the cache."""
+        given = (rows, x, positions) if values is None else (rows, x, positions, values)
+        if self._inputs is None or [own.shape for own in self._inputs] != [own.shape for own in given]:
+            self._inputs = tuple(torch.empty_like(own) for own in given)
+            recordings.clear()
+        for own, new in zip(self._inputs, given, strict=True):
+            own.copy_(new)
+        rows, x, positions, *others = self._inputs
+
+        def body() -> tuple[Tensor]:
+            return (self._apart(rows, x, others[0] if others else None, positions, span, True, None),)
+
+        (contexts,) = recordings.run((span.start, span.stop), body)
+        return contexts
 
     def _read(
         self, listed: list[int], x: Tensor, values: Tensor | None, counts: list[int], before: list[int]
@@ -261,7 +314,7 @@ class TransformerState(BackboneState):
         self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
 
     def gather_rows(self, index: Tensor) -> None:
-        self.cache = self.cache[:, :, index]
+        self._replace_cache(self.cache[:, :, index])
         self.lengths = [self.lengths[i] for i in index.tolist()]
 
     def copy_row(self, row: int, source: BackboneState, source_row: int) -> None:

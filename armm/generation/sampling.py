@@ -14,6 +14,7 @@ from armm.generation.filter import Filter
 from armm.generation.filters import arrange
 from armm.generation.proposers import Draft, Proposer
 from armm.generation.requests import Start, ends_by_itself, forced_controls, start, untold
+from armm.graphs import records
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
 
@@ -89,7 +90,8 @@ def generate(
             (`Sample.exact` says whether); False is faster for large float32 models and few rows.
         fast: take steps in compiled code where there is such (`pip install "armm[fast]"`): those of a transformer, and
             all symbols of a unit in heads with a loop for it. By default the former always, the latter unless `exact`.
-            Samples do not depend on the batch either way, but are those of other last bits.
+            Samples do not depend on the batch either way, but are those of other last bits. On a GPU steps and whole
+            units are recorded and replayed as CUDA graphs instead, with the same bits; False takes them one by one.
         batch_size: documents generated side by side. Changes the speed only.
         samples: which samples to make, as (prompt, number); numbers 0 to n - 1 of every prompt by default.
 
@@ -190,7 +192,8 @@ class Job:
         model = self.model
         compiled = self.fast is not False
         exact = self.exact and is_exact(model, compiled)
-        fast = not self.exact if self.fast is None else self.fast
+        # recorded units are the plain ones to the last bit, compiled ones are not
+        fast = not self.exact or records(model.begin.device) if self.fast is None else self.fast
         settings = Settings(
             self.seed, arrange(self.filters), forced_controls(model, self.plan, self.prompts), self.max_symbols,
             self.batch_size, self.proposer, self.stops, self.guidance, exact, fast, compiled,

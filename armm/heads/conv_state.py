@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from armm.graphs import records
 from armm.heads.head import Choose, HeadState
+from armm.heads.recorded_fill import RecordedFill
 
 if TYPE_CHECKING:
     from armm.heads.causal_conv import CausalConvHead
@@ -47,7 +49,8 @@ class ConvState(HeadState):
         self.size = 1 << (int(lags.max()) + self.unit.places).bit_length()
         slots = (torch.arange(self.size)[:, None, None] - lags) % self.size
         ring = (slots * self.n_layers + torch.arange(self.n_layers)[:, None]).flatten(1)
-        self.ring = ring.to(device).unbind(0)  # (L * k) of each slot
+        self.ring = ring.to(device)  # (M, L * k)
+        self.ring_of = self.ring.unbind(0)
         self.table = head.table().flatten(0, 1)  # (C * (V+1), W)
         self.channel_offset = torch.arange(self.unit.channels, device=device) * (self.unit.vocab + 1)
         gates, biases = head.halved()
@@ -59,6 +62,7 @@ class ConvState(HeadState):
         self.skip = [(skip[0][0], skip[0][1] / 2), *skip[1:]]
         self.read = head.distribution.reader()
         self.compiled_conditioning: CompiledConditioning | None = None
+        self.recorded_fill: RecordedFill | None = None
         # what the rows remember
         self.history = torch.zeros(self.size, self.n_layers, n, w, device=device, dtype=dtype)
         self.bias = torch.zeros(self.n_layers, self.unit.places, n, 2 * w, device=device, dtype=dtype)
@@ -87,9 +91,13 @@ class ConvState(HeadState):
         self.openings = [sums[:, w:] for sums in self.sums]
         self.gated = self.history.new_empty(n, self.n_layers * w)
         self.gated_of = self.gated.split(w, dim=1)
+        if self.recorded_fill is not None:
+            self.recorded_fill.recordings.clear()
 
     def compile(self) -> None:
-        if find_spec("numba") is not None:
+        if records(self.history.device):
+            self.recorded_fill = RecordedFill(self.history.device)
+        elif find_spec("numba") is not None:
             from armm.heads.fast import compiled_conditioning
 
             self.compiled_conditioning = compiled_conditioning(self)
@@ -208,9 +216,9 @@ class ConvState(HeadState):
         if self._together(listed):
             at = self.length[0] % self.unit.symbols
             if not all(self.fresh):
-                self._step(at - at % self.unit.channels, self.clock[0])
+                self.step(at - at % self.unit.channels, self.clock[0])
                 self.fresh = [True] * self.n_rows
-            return self._logits_at(at)
+            return self.logits_at(at)
         stale = [row for row in listed if not self.fresh[row]]
         if stale:
             self._step_apart(stale)
@@ -234,10 +242,10 @@ class ConvState(HeadState):
         for i in range(n):
             at = start + i
             if at % channels == 0 and not (i == 0 and fresh):
-                self._step(at, clock + at // channels)
+                self.step(at, clock + at // channels)
             elif i == 0 and not fresh:
-                self._step(at - at % channels, clock + at // channels)
-            symbols = choose(self._logits_at(at), i)
+                self.step(at - at % channels, clock + at // channels)
+            symbols = choose(self.logits_at(at), i)
             self.symbols_of[at][: self.n_rows] = symbols
         self.length = [length + n for length in self.length]
         self.clock = [clock + (start + n) // channels] * self.n_rows
@@ -247,10 +255,15 @@ class ConvState(HeadState):
     def fill_plain(
         self, rows: Tensor, n: int, noise: Tensor | None, temperature: float
     ) -> tuple[Tensor, Tensor] | None:
-        if self._compiled_fill is None:
-            return None
         listed, channels = rows.tolist(), self.unit.channels
-        drawn, logits = self._compiled_fill(self, listed, n, noise, temperature)
+        if self.recorded_fill is not None:
+            begins = n == self.unit.symbols and not any(self.fresh) and all(own % n == 0 for own in self.length)
+            found = self.recorded_fill(self, n, noise, temperature) if begins and self._together(listed) else None
+        else:
+            found = self._compiled_fill and self._compiled_fill(self, listed, n, noise, temperature)
+        if found is None:
+            return None
+        drawn, logits = found
         for row in listed:
             self.clock[row] += (self.length[row] + n) // channels - self.length[row] // channels
             self.length[row] += n
@@ -278,15 +291,19 @@ class ConvState(HeadState):
         missing = self.min_rows - len(x)
         return x if missing <= 0 else torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
 
-    def _logits_at(self, at: int) -> Tensor:
+    def logits_at(self, at: int) -> Tensor:
         """(R, V) logits of the symbol at a place of all rows' open units, whose features are fresh."""
         logits = self.read(self.features, self.open_unit[:, at - at % self.unit.channels : at])
         return logits if len(logits) == self.n_rows else logits[: self.n_rows]
 
-    def _step(self, at: int, clock: int) -> None:
-        """Compute the features of the open place, which begins at symbol `at`, of all rows at once."""
+    def step(self, at: int, clock: int | Tensor) -> None:
+        """Compute the features of the open place, which begins at symbol `at`, of all rows at once.
+
+        clock: that of all rows, a number or a (1,) tensor.
+        """
         channels, slot = self.unit.channels, clock % self.size
-        torch.index_select(self.past_inputs, 0, self.ring[slot], out=self.gathered)
+        ring = self.ring_of[slot] if isinstance(slot, int) else self.ring[slot][0]
+        torch.index_select(self.past_inputs, 0, ring, out=self.gathered)
         if len(self.features) > 1:
             self.taps.copy_(self.gathered.unflatten(0, (self.n_layers, -1)).transpose(1, 2))
         if channels == 1:
