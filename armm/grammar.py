@@ -260,7 +260,8 @@ class Grammar:
                     f"the model wants {modality.unit_symbols}"
                 )
             largest = modality.vocab - (segment.n_given < segment.n_units)  # what is given may be unknown
-            if inside.numel() and not 0 <= int(inside.min()) <= int(inside.max()) <= largest:
+            lowest, highest = inside.aminmax() if inside.numel() else (0, 0)
+            if not 0 <= int(lowest) <= int(highest) <= largest:
                 raise InputError(f"a segment of {segment.modality!r} has symbols outside [0, {modality.vocab})")
             coded = modality.coded_header(segment.header) if modality.header_sizes else ()
             inside_sizes = all(0 <= own < size for own, size in zip(coded, modality.header_sizes, strict=True))
@@ -396,9 +397,13 @@ class Grammar:
         n_units = torch.tensor([self._payload_units(segment) for _, _, segment in placed])
         n, u, k = len(placed), max(int(n_units.max()), 1), modality.unit_symbols
         lengths = torch.tensor([segment.length for _, _, segment in placed])
-        symbols = torch.full((n, u * k), modality.vocab, dtype=torch.int64)
-        for i, (_, _, segment) in enumerate(placed):
-            symbols[i, : segment.length] = segment.flat()
+        flat = [segment.flat() for _, _, segment in placed]
+        if all(len(own) == u * k for own in flat):
+            symbols = torch.stack(flat)
+        else:
+            symbols = torch.full((n, u * k), modality.vocab, dtype=torch.int64)
+            for own, payload in zip(symbols, flat, strict=True):
+                own[: len(payload)] = payload
         unit = torch.arange(u)
         present = unit < n_units[:, None]
         given = torch.tensor([segment.n_given for _, _, segment in placed])

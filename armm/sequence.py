@@ -61,7 +61,8 @@ class Segment:
 
     def flat(self) -> Tensor:
         """(length,) the symbols in coding order, without padding."""
-        return self.symbols.reshape(-1)[: self.length]
+        symbols = self.symbols.reshape(-1)
+        return symbols if self.n_symbols is None else symbols[: self.n_symbols]
 
     def window(self, first: int, n_units: int, n_given: int = 0) -> Segment:
         """Some of its units, the first `n_given` of them as a condition."""

