@@ -21,28 +21,17 @@ from armm.errors import InputError
 from armm.exactness import MIN_ROWS, at_least, rows_needed
 from armm.grammar import Cursor, Slot, Stage
 from armm.heads import Choose
+from armm.new_units import BEGIN, NewUnit, embed_units
 from armm.sequence import Document
 
 if TYPE_CHECKING:
     from armm.model import AutoregressiveModel
 
 
-class NewUnit(NamedTuple):
-    """A unit that an extension completed; the vector that every document begins with has no slot."""
-
-    slot: Slot | None
-    symbols: list[int]
-    index: int
-    header: tuple[int, ...]
-
-
 @lru_cache(maxsize=64)
 def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # for states inside and outside of it
         return torch.tensor(rows, dtype=torch.int64, device=device)
-
-
-BEGIN = NewUnit(None, [], 0, ())
 
 
 class Synced(NamedTuple):
@@ -205,37 +194,11 @@ class State:
             return
         new_units = [self._waiting.pop(row) for row in rows]
         counts = [len(units) for units in new_units]
-        n = max(counts)
-        config = self.model.backbone_config
-        groups: dict[Slot | None, list[tuple[int, NewUnit]]] = {}
-        for i, units in enumerate(new_units):
-            for j, unit in enumerate(units):
-                groups.setdefault(unit.slot, []).append((i * n + j, unit))
-        alike = next(iter(groups)) if len(groups) == 1 and min(counts) == n else None
-        if alike is not None:  # they stand as they are embedded
-            x, values = self.model.embed(alike, *self._stack(alike, [unit for _, unit in groups.pop(alike)]))
-            x = x[: len(rows) * n].to(self._contexts.dtype)
-            values = None if values is None else values[: len(rows) * n].to(x.dtype)
-        else:
-            x = self._contexts.new_zeros(len(rows) * n, config.width)
-            values = None
-        if values is None and config.value_width:
-            values = x.new_zeros(len(rows) * n, config.value_width)
-        for slot, members in groups.items():
-            where = torch.tensor([place for place, _ in members], device=self.device)
-            if slot is None:
-                x[where] = self.model.begin
-                continue
-            vectors, own_values = self.model.embed(slot, *self._stack(slot, [unit for _, unit in members]))
-            x[where] = vectors[: len(members)].to(x.dtype)
-            if values is not None and own_values is not None:
-                values[where] = own_values[: len(members)].to(values.dtype)
-        x = x.view(len(rows), n, -1)
-        values = values.view(len(rows), n, -1) if values is not None else None
+        x, values = embed_units(self.model, new_units, self.min_rows, self._contexts.dtype)
         contexts = self._backbone.extend(self._index(rows), x, values, counts, stepwise)
         ends = [self.cursors[row].position for row in rows]
         self._reserve(max(ends) + 1)
-        if n == 1 and len(rows) > 1:
+        if x.shape[1] == 1 and len(rows) > 1:
             self._contexts[self._index(rows), torch.tensor(ends, device=self.device)] = contexts[:, 0]
             return
         for i, (row, end, count) in enumerate(zip(rows, ends, counts, strict=True)):
@@ -256,19 +219,6 @@ class State:
         missing = n_positions - self._contexts.shape[1]
         if missing > 0:
             self._contexts = F.pad(self._contexts, (0, 0, 0, max(missing, self._contexts.shape[1])))
-
-    def _stack(self, slot: Slot, units: list[NewUnit]) -> tuple[Tensor, Tensor, Tensor]:
-        """Symbols (M, K), indices (M,) and headers (M, F) of units of one kind; the last one is repeated if exact."""
-        units = units + units[-1:] * (self.min_rows - len(units))
-        symbols = [unit.symbols for unit in units]
-        if slot.stage == Stage.PAYLOAD:
-            modality = self.grammar.modalities[slot.modality]
-            symbols = [own + [modality.vocab] * (modality.unit_symbols - len(own)) for own in symbols]
-        return (
-            torch.tensor(symbols, device=self.device),
-            torch.tensor([unit.index for unit in units], device=self.device),
-            torch.tensor([unit.header for unit in units], dtype=torch.int64, device=self.device),
-        )
 
     # ---------------------------------------------------------------- reading
 
