@@ -29,6 +29,7 @@ from armm.backbones import Transformer
 from armm.cli import main
 from armm.datasets import Digits, Item
 from armm.errors import InputError
+from armm.grammar import Grammar
 from armm.heads import CausalConv
 from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
@@ -578,6 +579,22 @@ def test_crops_fit_the_context() -> None:
     module.prepare(data)
     document = crop(data.train.document(0, 0), data.train.grammar, 40, draw=1)
     assert document[0].n_units == 14
+
+
+def test_the_longest_segment_gives_way_to_the_context_and_what_is_given_stays_given() -> None:
+    """A long clip once left its caption a single unit, which was scored as if it were no condition."""
+    modalities = {"letters": Letters(), "clip": Clip(max_units=100)}
+    grammar = Grammar(modalities, ["letters", "clip"], context=16)
+    caption, clip = Letters().encode(hash_symbols(4, 6)).as_condition(), Clip().encode(hash_symbols(120, 5))
+    found = crop([caption, clip], grammar, None, draw=3)
+    assert [segment.n_units for segment in found] == [4, 12]
+    assert found[0] == caption
+    grammar.check(found)
+    long, answer = Letters().encode(hash_symbols(40, 6)).as_condition(), Clip().encode(hash_symbols(9, 5))
+    source, own = crop([long, answer], grammar, None, draw=3)
+    assert (source.n_units, source.n_given, own.n_given) == (13, 13, 0)
+    hidden = grammar.without_conditions([long, answer], 1)
+    grammar.check(crop(hidden, grammar, None, draw=3))  # "unknown" is for conditions alone
 
 
 def test_crops_differ_from_draw_to_draw_and_are_pure() -> None:

@@ -26,13 +26,17 @@ STRUCTURE = "structure"
 
 
 def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> Document:
-    """A random window of every segment that may be cut and has more than `size` units, or more than fit the context."""
+    """A random window of every segment that may be cut and has more than `size` units, or more than fit the context.
+
+    Where the context is too short for all of them the longest gives way first. What is given stays given.
+    """
     cropped = list(document)
-    for at, segment in enumerate(document):
+    for at in sorted(range(len(document)), key=lambda at: document[at].n_units, reverse=True):
+        segment = document[at]
         limit = room(cropped, at, grammar, size)
         if limit is not None and segment.n_units > limit and is_open_ended(segment, grammar):
-            generator = np.random.default_rng([draw, at])
-            cropped[at] = segment.window(int(generator.integers(0, segment.n_units - limit + 1)), limit)
+            first = int(np.random.default_rng([draw, at]).integers(0, segment.n_units - limit + 1))
+            cropped[at] = segment.window(first, limit, min(max(segment.n_given - first, 0), limit))
     return cropped
 
 
