@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from armm.backbones import Transformer
 from armm.datasets import FillInMiddle, Splits
 from armm.datasets.documents import Documents
 from armm.datasets.middles import Hole, Middles, statements
@@ -32,16 +34,18 @@ def f(x, y):
 SIZES = 20, 10, 30  # before, after, middle
 
 
-def middles(varies: bool = False, without_suffix: float = 0.0) -> Middles:
-    return Middles("text", [CODE] * 3, 50, *SIZES, varies=varies, without_suffix=without_suffix)
+def middles(varies: bool = False, without_suffix: float = 0.0, suffix_first: bool = True) -> Middles:
+    return Middles("text", [CODE] * 3, 50, *SIZES, varies, without_suffix, suffix_first)
 
 
-def test_documents_are_prefix_suffix_middle() -> None:
+@pytest.mark.parametrize("suffix_first", [True, False])
+def test_documents_are_prefix_suffix_and_middle(suffix_first: bool) -> None:
     """The three join to a piece of the text; prefix and suffix are given, the middle is scored."""
     text = Text("bytes", ended=True)
-    documents = Documents(middles(), Grammar({"text": text}), ())
+    documents = Documents(middles(suffix_first=suffix_first), Grammar({"text": text}), ())
     for index in range(20):
-        before, after, middle = documents.document(index, 0)
+        *around, middle = documents.document(index, 0)
+        before, after = reversed(around) if suffix_first else around
         assert text.decode(before) + text.decode(middle) + text.decode(after) in CODE
         assert before.n_given and after.n_given and not middle.n_given
         assert len(text.decode(before)) <= 20 and len(text.decode(after)) <= 10 and 0 < len(text.decode(middle)) <= 30
@@ -86,7 +90,7 @@ def test_parses_says_what_python_says() -> None:
 
 def test_scores_of_holes() -> None:
     """Both run on two trials, and the bits with and without the suffix are of the same bytes."""
-    model = tiny_model({"text": Text("bytes", ended=True)}, context=120)
+    model = tiny_model({"text": Text("bytes", ended=True)}, Transformer(width=16, n_layers=1, n_heads=2), context=120)
     items = middles()
     data = Material(Splits(items, items, items), at_most=2)
     bits = MiddleBits().evaluate(model, data)
@@ -112,6 +116,17 @@ def test_a_middle_that_belongs_there_is_counted(monkeypatch: pytest.MonkeyPatch)
     items = middles()
     found = Parses().evaluate(model, Material(Splits(items, items, items), at_most=2))
     assert found["parse_rate"].value == found["exact_middle"].value == 0.5
+
+
+def test_a_line_is_asked_for() -> None:
+    """What is filled in stops before a line break, however the model would go on."""
+    text = Text("bytes", ended=True)
+    model = tiny_model({"text": text}, context=120)
+    with torch.no_grad():
+        model.head("text").get_parameter("bias")[ord("\n")] += 50.0
+    items = middles()
+    found = Parses(n=2).evaluate(model, Material(Splits(items, items, items)))
+    assert found["parse_rate"].value == parses(CODE.replace("import os", "")) == 1.0
 
 
 def test_hole_of_a_text_without_lines_is_its_beginning() -> None:

@@ -1,7 +1,7 @@
 """Python sources with a hole: what comes before it, what comes after it, and what belongs there (arXiv:2207.14255).
 
-A document is three texts, the prefix, the suffix and the middle, in that order ("PSM"). In validation and test the
-first two are given, so that bits are those of the middle.
+A document is three texts: prefix, suffix and middle ("PSM"), or suffix, prefix and middle ("SPM"), so that the middle
+goes on where the text before it stops. In validation and test the first two are given: bits are those of the middle.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,6 +43,7 @@ class Middles(Items):
         varies: training: another hole at every draw, a line or any span; nothing is given, and sometimes there is no
             suffix, so that writing on from left to right is learned too. Otherwise one line an item, the rest given.
         without_suffix: share of the training documents whose suffix is empty.
+        suffix_first: the suffix stands before the prefix.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Middles(Items):
     n_middle: int
     varies: bool = False
     without_suffix: float = 0.0
+    suffix_first: bool = True
 
     def __len__(self) -> int:
         return self.n
@@ -69,12 +72,12 @@ class Middles(Items):
 
     def parts(self, index: int, draw: int, layout: Sequence[str] | None) -> list[Part]:
         item = self.item(index, draw)
-        given = not self.varies
-        return [
-            Part(self.name, item[PREFIX], given),
-            Part(self.name, item[SUFFIX], given),
-            Part(self.name, item[MIDDLE]),
-        ]
+        given = [Part(self.name, text, not self.varies) for text in self.around(item[PREFIX], item[SUFFIX])]
+        return [*given, Part(self.name, item[MIDDLE])]
+
+    def around(self, prefix: str, suffix: str) -> tuple[str, str]:
+        """What stands before the middle in a document, in order."""
+        return (suffix, prefix) if self.suffix_first else (prefix, suffix)
 
     def _hole(self, text: str, rng: np.random.Generator) -> Hole:
         if self.varies and rng.random() < 0.3:  # any span
@@ -103,6 +106,7 @@ class FillInMiddle(Source):
         n_before, n_after: characters of prefix and suffix. n_middle: of the longest hole.
         n_train: an epoch's training items. n_val, n_test: holes that stay the same, each a line.
         without_suffix: share of the training documents whose suffix is empty.
+        suffix_first: documents are suffix, prefix, middle; else prefix, suffix, middle.
         max_bytes: of the standard library's modules.
     """
 
@@ -113,6 +117,7 @@ class FillInMiddle(Source):
     n_val: int = 100
     n_test: int = 400
     without_suffix: float = 0.3
+    suffix_first: bool = True
     max_bytes: int = 2_000_000
 
     marks_conditions: ClassVar[bool] = True
@@ -128,13 +133,16 @@ class FillInMiddle(Source):
         else:
             splits = own_data("", modalities, path, on_error)
         texts = [[str(text) for text in part.values(name) if text] for part in (splits.train, splits.val, splits.test)]
-        sizes = self.n_before, self.n_after, self.n_middle
-        return Splits(
-            Middles(name, texts[0], self.n_train, *sizes, varies=True, without_suffix=self.without_suffix),
-            Middles(name, texts[1], self.n_val, *sizes),
-            Middles(name, texts[2], self.n_test, *sizes),
-            splits.skipped,
+        of = partial(
+            Middles,
+            name,
+            n_before=self.n_before,
+            n_after=self.n_after,
+            n_middle=self.n_middle,
+            suffix_first=self.suffix_first,
         )
+        train = of(texts[0], self.n_train, varies=True, without_suffix=self.without_suffix)
+        return Splits(train, of(texts[1], self.n_val), of(texts[2], self.n_test), splits.skipped)
 
 
 def statements(text: str) -> list[Hole]:

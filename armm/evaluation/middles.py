@@ -31,14 +31,14 @@ class MiddleBits(Score):
     n: int | None = None
 
     def evaluate(self, model: AutoregressiveModel, data: Material) -> Mapping[str, Value]:
-        text = _text(model)
+        text, middles = _text(model), _middles(data)
         items = data.items("test", self.n)
         n = sum(text.n_bits_per(text.encode(item[MIDDLE])) for item in items)
         found = {}
         for name, with_suffix in (("middle", True), ("middle_left_to_right", False)):
             documents = []
             for item in items:
-                given = [text.encode(item[PREFIX]), text.encode(item[SUFFIX] if with_suffix else "")]
+                given = map(text.encode, middles.around(item[PREFIX], item[SUFFIX] if with_suffix else ""))
                 documents.append([*(segment.as_condition() for segment in given), text.encode(item[MIDDLE])])
             nats, _ = payload_nats(model, documents)[text.name]
             found[f"{name}_bits_per_{text.bits_per}"] = Value(nats / log(2) / max(n, 1), n)
@@ -47,20 +47,17 @@ class MiddleBits(Score):
 
 @dataclass(frozen=True)
 class Parses(Score):
-    """Take one-line statements out of test files, fill them in, greedily: the share of files that still parse.
+    """Take one-line statements out of test files, fill in a line, greedily: the share of files that still parse.
 
     Attributes:
-        n: how many statements. max_symbols: of what is filled in.
+        n: how many statements. max_symbols: of a line.
     """
 
     n: int = 200
     max_symbols: int = 64
 
     def evaluate(self, model: AutoregressiveModel, data: Material) -> Mapping[str, Value]:
-        text = _text(model)
-        middles = data.splits.test
-        if not isinstance(middles, Middles):
-            raise InputError("scores: Parses is about the source armm.datasets.FillInMiddle")
+        text, middles = _text(model), _middles(data)
         holes = _holes(middles, data.n_trials(self.n, self.n), data.seed)
         if not holes:
             raise InputError("scores: the test texts have no one-line statement of Python; leave Parses out")
@@ -68,7 +65,7 @@ class Parses(Score):
         for whole, hole in holes:
             before = whole[max(hole.start - middles.n_before, 0) : hole.start]
             after = whole[hole.end : hole.end + middles.n_after]
-            prompts.append([text.encode(before), text.encode(after)])
+            prompts.append([text.encode(part) for part in middles.around(before, after)])
         n_right = n_same = 0
         for sample in generate(
             model,
@@ -77,6 +74,7 @@ class Parses(Score):
             filters=[Temperature(0)],
             plan=[text.name] * 3,
             prompt_complete=True,
+            stops=["\n"],
             max_symbols=self.max_symbols,
             exact=False,
         ):
@@ -113,6 +111,12 @@ def _holes(middles: Middles, n: int, seed: int) -> list[tuple[str, Hole]]:
         if len(found) == n:
             break
     return found
+
+
+def _middles(data: Material) -> Middles:
+    if not isinstance(data.splits.test, Middles):
+        raise InputError("scores: MiddleBits and Parses are about the source armm.datasets.FillInMiddle")
+    return data.splits.test
 
 
 def _text(model: AutoregressiveModel) -> Modality:
