@@ -63,6 +63,19 @@ def test_training_learns_all_three_and_draws_other_holes() -> None:
     assert any("\n" in item["middle"] for item in drawn)
 
 
+def test_holes_are_statements_or_any_span_in_training() -> None:
+    """A line that opens a block is no statement: what is filled in leaves the lines around it in their places."""
+    wanted = {CODE[hole.start : hole.end] for hole in statements(CODE)}
+    assert {middles().item(index, 0)["middle"] for index in range(50)} == wanted
+    drawn = [middles(varies=True).item(0, draw)["middle"] for draw in range(60)]
+    assert 30 < sum(middle in wanted for middle in drawn) < 55
+
+
+def test_texts_that_are_no_python_have_lines_for_holes() -> None:
+    items = Middles("text", ["x = (\n  one line\n\nanother\n"], 30, *SIZES)
+    assert {items.item(index, 0)["middle"] for index in range(30)} == {"x = (", "one line", "another"}
+
+
 def test_statements_are_those_of_one_line() -> None:
     found = [CODE[hole.start : hole.end] for hole in statements(CODE)]
     # the others span lines, stand behind others, have comments, or are not ASCII

@@ -7,9 +7,10 @@ goes on where the text before it stops. In validation and test the first two are
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,8 +41,9 @@ class Middles(Items):
     Attributes:
         name: of the text modality. texts: whole files.
         n: how many items. n_before, n_after, n_middle: characters at most of each part.
-        varies: training: another hole at every draw, a line or any span; nothing is given, and sometimes there is no
-            suffix, so that writing on from left to right is learned too. Otherwise one line an item, the rest given.
+        varies: training: another hole at every draw, a statement or any span; nothing is given, and sometimes there is
+            no suffix, so that writing on from left to right is learned too. Otherwise a statement an item, the rest
+            given. A statement is one of a line; in texts that are no Python, any line.
         without_suffix: share of the training documents whose suffix is empty.
         suffix_first: the suffix stands before the prefix.
     """
@@ -62,8 +64,8 @@ class Middles(Items):
     def item(self, index: int, draw: int) -> Item:
         """The parts, cut to their lengths; the whole `text` and the `hole`."""
         rng = np.random.default_rng([index, draw & 0xFFFFFFFF if self.varies else 0])
-        text = self.texts[int(rng.integers(len(self.texts)))]
-        hole = self._hole(text, rng)
+        number = int(rng.integers(len(self.texts)))
+        text, hole = self.texts[number], self._hole(number, rng)
         after = text[hole.end : hole.end + self.n_after]
         if rng.random() < self.without_suffix:
             after = ""
@@ -79,10 +81,13 @@ class Middles(Items):
         """What stands before the middle in a document, in order."""
         return (suffix, prefix) if self.suffix_first else (prefix, suffix)
 
-    def _hole(self, text: str, rng: np.random.Generator) -> Hole:
+    def _hole(self, number: int, rng: np.random.Generator) -> Hole:
+        text = self.texts[number]
         if self.varies and rng.random() < 0.3:  # any span
             start = int(rng.integers(len(text)))
             return Hole(start, min(start + int(rng.integers(1, self.n_middle + 1)), len(text)))
+        if known := self.statements_of(number):
+            return known[int(rng.integers(len(known)))]
         start = text.rfind("\n", 0, int(rng.integers(len(text)))) + 1
         for _ in range(100):  # the next line that says something
             end = text.find("\n", start)
@@ -92,6 +97,21 @@ class Middles(Items):
                 return Hole(start + len(line) - len(line.lstrip()), end)
             start = end + 1 if end < len(text) else 0
         return Hole(0, min(self.n_middle, len(text)))
+
+    def statements_of(self, number: int) -> list[Hole]:
+        """Statements that a hole in a text may be; none of what is no Python."""
+        if number not in self._statements:
+            try:
+                found = statements(self.texts[number])
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                found = []
+            self._statements[number] = [hole for hole in found if hole.end - hole.start <= self.n_middle]
+        return self._statements[number]
+
+    @cached_property
+    def _statements(self) -> dict[int, list[Hole]]:
+        """By the number of the text, of those that were asked for."""
+        return {}
 
     def values(self, name: str) -> Iterator[str]:
         """Whole texts: what a tokenizer is learned from."""
@@ -104,7 +124,7 @@ class FillInMiddle(Source):
 
     Args:
         n_before, n_after: characters of prefix and suffix. n_middle: of the longest hole.
-        n_train: an epoch's training items. n_val, n_test: holes that stay the same, each a line.
+        n_train: an epoch's training items. n_val, n_test: holes that stay the same, each a statement.
         without_suffix: share of the training documents whose suffix is empty.
         suffix_first: documents are suffix, prefix, middle; else prefix, suffix, middle.
         max_bytes: of the standard library's modules.
@@ -153,7 +173,10 @@ def statements(text: str) -> list[Hole]:
     lines = text.splitlines(keepends=True)
     starts = np.cumsum([0, *map(len, lines)])
     found = []
-    for node in ast.walk(ast.parse(text)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd escapes in strings
+        tree = ast.parse(text)
+    for node in ast.walk(tree):
         if not isinstance(node, ast.stmt) or node.lineno != node.end_lineno or node.end_col_offset is None:
             continue
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

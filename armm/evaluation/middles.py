@@ -11,7 +11,7 @@ from math import log
 import numpy as np
 
 from armm.datasets.files import reader
-from armm.datasets.middles import MIDDLE, PREFIX, SUFFIX, Hole, Middles, statements
+from armm.datasets.middles import MIDDLE, PREFIX, SUFFIX, Hole, Middles
 from armm.errors import InputError
 from armm.evaluation.likelihood import payload_nats
 from armm.evaluation.score import Material, Score, Value
@@ -102,12 +102,9 @@ def _holes(middles: Middles, n: int, seed: int) -> list[tuple[str, Hole]]:
     rng = np.random.default_rng(seed)
     found = []
     for number in rng.permutation(max(n, len(middles.texts))):
-        text = middles.texts[int(number) % len(middles.texts)]
-        if not parses(text):
-            continue
-        own = [hole for hole in statements(text) if hole.end - hole.start <= middles.n_middle]
-        if own:
-            found.append((text, own[int(rng.integers(len(own)))]))
+        at = int(number) % len(middles.texts)
+        if own := middles.statements_of(at):
+            found.append((middles.texts[at], own[int(rng.integers(len(own)))]))
         if len(found) == n:
             break
     return found
