@@ -65,7 +65,8 @@ BABY = Work(context=256, batch_size=8, n_layers=6, n_heads=6, width=384, n_steps
 LIKE_PEERS = Optimization(lr=1e-3, muon_lr=0.0, betas=(0.9, 0.99), weight_decay=0.1, schedule="cosine", final=0.1)
 
 # what we would choose for so short a training
-QUICK = Work(context=128, batch_size=12, n_layers=4, n_heads=4, width=128, n_steps=0)
+QUICK = Work(context=128, batch_size=16, n_layers=4, n_heads=4, width=128, n_steps=0)
+WINDOW = 64  # positions that its attention reaches back
 
 
 class Steps(L.Callback):
@@ -148,7 +149,8 @@ def our_rate(work: Work, path: Path, setting: Setting, precision: str, optimizat
 
 def our_nats(work: Work, path: Path, setting: Setting, seconds: float, optimization: Optimization) -> float:
     """Nats per character of the validation part after so many seconds of training, its set-up included."""
-    module, data = module_of(work, optimization, value_embeddings=True, residual_scalars=True), data_of(work, path)
+    blocks = {"window": WINDOW, "value_embeddings": True, "residual_scalars": True}
+    module, data = module_of(work, optimization, **blocks), data_of(work, path)
     begin = perf_counter()
     precision = choose(module, data, setting.device).precision
     left = max(seconds - (perf_counter() - begin), 0.5)
@@ -249,7 +251,7 @@ def shakespeare(seconds: float, folder: Path, setting: Setting) -> Contest:
         peers.append(Contender("Hugging Face Trainer", run, warm=lambda: None, tells=True))
     else:
         notes.append(NO_TRAINER)
-    ours = partial(our_nats, QUICK, path, setting, seconds, Optimization())
+    ours = partial(our_nats, QUICK, path, setting, seconds, Optimization(muon_lr=0.015))
     return Contest(
         unit="nats/char",
         ours=Contender("ours", ours, warm=lambda: None, tells=True),
