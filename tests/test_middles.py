@@ -10,9 +10,9 @@ import torch
 from armm.backbones import Transformer
 from armm.datasets import FillInMiddle, Splits
 from armm.datasets.documents import Documents
-from armm.datasets.middles import Hole, Middles, statements
+from armm.datasets.middles import Hole, Middles, parsed, statements
 from armm.errors import InputError
-from armm.evaluation.middles import MiddleBits, Parses, parses
+from armm.evaluation.middles import MiddleBits, Parses
 from armm.evaluation.score import Material
 from armm.grammar import Grammar
 from armm.modalities import Text
@@ -96,9 +96,9 @@ def test_source_reads_a_folder_of_python(tmp_path: Path) -> None:
         FillInMiddle(without_suffix=1).load({"text": Text("bytes")}, tmp_path, "fail")
 
 
-def test_parses_says_what_python_says() -> None:
-    assert parses("x = 1\n") and parses("x = '\\d'\n") and parses("")
-    assert not parses("x = (\n") and not parses("x\0") and not parses("  x = 1\n y\n")
+def test_parsed_says_what_python_says() -> None:
+    assert all(map(parsed, ("x = 1\n", "x = '\\d'\n", "")))
+    assert not any(map(parsed, ("x = (\n", "x\0", "  x = 1\n y\n")))
 
 
 def test_scores_of_holes() -> None:
@@ -139,7 +139,7 @@ def test_a_line_is_asked_for() -> None:
         model.head("text").get_parameter("bias")[ord("\n")] += 50.0
     items = middles()
     found = Parses(n=2).evaluate(model, Material(Splits(items, items, items)))
-    assert found["parse_rate"].value == parses(CODE.replace("import os", "")) == 1.0
+    assert found["parse_rate"].value == 1.0 and parsed(CODE.replace("import os", ""))
 
 
 def test_hole_of_a_text_without_lines_is_its_beginning() -> None:

@@ -101,10 +101,7 @@ class Middles(Items):
     def statements_of(self, number: int) -> list[Hole]:
         """Statements that a hole in a text may be; none of what is no Python."""
         if number not in self._statements:
-            try:
-                found = statements(self.texts[number])
-            except (SyntaxError, ValueError, RecursionError, MemoryError):
-                found = []
+            found = statements(self.texts[number])
             self._statements[number] = [hole for hole in found if hole.end - hole.start <= self.n_middle]
         return self._statements[number]
 
@@ -165,17 +162,23 @@ class FillInMiddle(Source):
         return Splits(train, of(texts[1], self.n_val), of(texts[2], self.n_test), splits.skipped)
 
 
-def statements(text: str) -> list[Hole]:
-    """The statements of a Python file that are one line each, without docstrings.
+def parsed(text: str) -> ast.Module | None:
+    """None of what is no Python of the version that runs."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in strings
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
-    Raises SyntaxError: it is no Python of this version.
-    """
+
+def statements(text: str) -> list[Hole]:
+    """The statements of a Python file that are one line each, without docstrings; none of what is no Python."""
     lines = text.splitlines(keepends=True)
     starts = np.cumsum([0, *map(len, lines)])
-    found = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd escapes in strings
-        tree = ast.parse(text)
+    found: list[Hole] = []
+    if (tree := parsed(text)) is None:
+        return found
     for node in ast.walk(tree):
         if not isinstance(node, ast.stmt) or node.lineno != node.end_lineno or node.end_col_offset is None:
             continue

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
@@ -11,7 +9,7 @@ from math import log
 import numpy as np
 
 from armm.datasets.files import reader
-from armm.datasets.middles import MIDDLE, PREFIX, SUFFIX, Hole, Middles
+from armm.datasets.middles import MIDDLE, PREFIX, SUFFIX, Hole, Middles, parsed
 from armm.errors import InputError
 from armm.evaluation.likelihood import payload_nats
 from armm.evaluation.score import Material, Score, Value
@@ -80,21 +78,10 @@ class Parses(Score):
         ):
             whole, hole = holes[sample.prompt]
             made = str(sample.decoded[2]) if len(sample.decoded) > 2 else ""
-            n_right += parses(whole[: hole.start] + made + whole[hole.end :])
+            n_right += parsed(whole[: hole.start] + made + whole[hole.end :]) is not None
             n_same += made == whole[hole.start : hole.end]
         n = len(holes)
         return {"parse_rate": Value(n_right / n, n), "exact_middle": Value(n_same / n, n)}
-
-
-def parses(source: str) -> bool:
-    """Whether it is Python, of the version that runs."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in strings
-            ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
 
 
 def _holes(middles: Middles, n: int, seed: int) -> list[tuple[str, Hole]]:
