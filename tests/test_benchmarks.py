@@ -432,3 +432,35 @@ def test_bytes_read_leave_the_embedding_out() -> None:
     model = llama.our_llama(replace(llama.BACKBONE, width=64, n_layers=2, n_heads=4, mlp_width=96), vocab=512)
     n_block = 64 * 192 + 64 * 64 + 64 * 192 + 96 * 64 + 2 * 64
     assert llama.bytes_read(model) == 4 * (2 * n_block + 64 + 512 * 64)
+
+
+def _run(folder: Path, steps: int, scores: dict[str, float]) -> Path:
+    """A run's numbers, as training writes them."""
+    bits = {"audio": {"bits_per_sample": 5 - steps / 1000}, "structure": {"bits_per_document": 1.0}}
+    metrics = {
+        "steps": steps,
+        "training_seconds": 0.06 * steps,
+        "test": bits,
+        "history": [{"step": steps, "val": bits}],
+        "scores": {name: {"value": value, "n_trials": 8} for name, value in scores.items()},
+    }
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def test_scores_by_length_of_training_are_put_in_order(tmp_path, capsys):
+    more_training = importlib.import_module("more_training")
+    runs = [_run(tmp_path / name, n, {"agreement": n / 4000}) for name, n in (("long", 2000), ("short", 1000))]
+    assert more_training.main([*map(str, runs), "--out", str(tmp_path / "out.png")]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [["| 1,000", "1.0", "4.000", "25.0 % |"], ["| 2,000", "2.0", "3.000", "50.0 % |"]]
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_different_recipes_have_no_common_scores(tmp_path, capsys):
+    more_training = importlib.import_module("more_training")
+    runs = [_run(tmp_path / name, 9, {name: 1.0}) for name in ("agreement", "exact")]
+    with pytest.raises(SystemExit):
+        more_training.main([str(run) for run in runs])
+    assert "give runs of one recipe" in capsys.readouterr().err
