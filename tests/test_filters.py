@@ -282,7 +282,23 @@ def test_content_filters_of_a_modality_leave_the_others_alone(keep: Any) -> None
     assert torch.equal(found[1], logits[1]) and not torch.equal(everywhere[1], logits[1])
 
 
-@pytest.mark.parametrize("keep", [Temperature(0.5), TopK(2), TopP(0.5), MinP(0.5), Typical(0.5)], ids=repr)
+SHAPE: list[Any] = [Temperature(0.5), TopK(2), TopP(0.5), MinP(0.5), Typical(0.5)]
+
+
+@pytest.mark.parametrize("keep", SHAPE, ids=repr)
+def test_filters_of_one_modality_leave_other_symbols_and_structure_alone(keep: Any) -> None:
+    """A cooler sound must not be a longer one: end decisions keep their temperature."""
+    named = type(keep)(**{**asdict(keep), "modality": "music"})
+    assert named.reads_rows
+    stages = [Stage.DECISION, Stage.HEADER, Stage.CONTROL]
+    rows = [row(), *(row(stage=stage, modality="music") for stage in stages), row(modality="music")]
+    logits = random_logits(len(rows), seed=1)
+    found = named(logits, rows)
+    assert torch.equal(found[-1:], keep(logits[-1:], [])) and not torch.equal(found[-1], logits[-1])
+    assert torch.equal(found[:-1], logits[:-1])
+
+
+@pytest.mark.parametrize("keep", SHAPE, ids=repr)
 def test_other_filters_act_on_every_symbol_and_read_no_rows(keep: Filter) -> None:
     assert not keep.reads_rows
     logits = random_logits(2)
@@ -457,5 +473,5 @@ def test_filters_are_values() -> None:
     """Equal, hashed and written down by their fields: they go into a sample's provenance."""
     assert LogitBias({3: 1, 0: 2}) == LogitBias([(0, 2.0), (3, 1.0)]) and len({Banned([2, 1]), Banned((1, 2, 1))}) == 1
     assert asdict(LogitBias({3: 1})) == {"bias": ((3, 1.0),), "modality": ""}
-    assert asdict(Temperature(0.5)) == {"t": 0.5} and repr(TopK(5)) == "TopK(k=5)"
+    assert asdict(Temperature(0.5, "audio")) == {"t": 0.5, "modality": "audio"}
     assert repr(Banned([2, 1], modality="text")) == "Banned(symbols=(1, 2), modality='text')"

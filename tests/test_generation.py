@@ -15,6 +15,7 @@ from armm.errors import InputError
 from armm.generation import Filter, FixedPoint, Sample, Temperature, TopK, TopP, engine, generate
 from armm.generation.noise import gumbel
 from armm.generation.requests import ends_by_itself, start
+from armm.heads import CausalConv
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
 from armm.sequence import Document, Segment
@@ -441,3 +442,25 @@ def test_compiled_rows_do_not_depend_on_holes_of_others() -> None:
     (alone,) = generate(model, [[]], seed=3, fast=True)
     together = {s.prompt: s for s in generate(model, [[], holed], seed=3, fast=True)}
     assert together[0].log_probs == alone.log_probs and together[0].symbols == alone.symbols
+
+
+def test_a_temperature_of_one_modality_leaves_its_end_alone() -> None:
+    """Greedy letters still end where they happen to; a greedy document is always the same."""
+    model = build(Letters(vocab=9, max_units=40), layout=["letters"])
+    own, all_greedy = (
+        list(generate(model, n=12, filters=[keep], batch_size=5))
+        for keep in (Temperature(0, "letters"), Temperature(0))
+    )
+    assert len({len(s.symbols) for s in own}) > 3 and len({tuple(s.symbols) for s in all_greedy}) == 1
+    payloads = [s.symbols[1::2] for s in own]  # each after the decision that it comes
+    longest = max(payloads, key=len)
+    assert all(payload == longest[: len(payload)] for payload in payloads)
+
+
+def test_compiled_symbols_have_the_temperature_of_their_modality() -> None:
+    pytest.importorskip("numba", reason="the fast extra is not installed")
+    audio = Clip(vocab=5, unit_symbols=4, head=CausalConv(channels=6, kernel=2, dilations=(1, 2)))
+    model = build(audio, layout=["clip"])
+    for filters in ([Temperature(0.5, "clip")], [Temperature(0, "clip")], [Temperature(3.0, "clip"), TopK(2, "clip")]):
+        fast, plain = (streams(generate(model, n=9, filters=filters, fast=fast)) for fast in (True, False))
+        assert fast == plain != streams(generate(model, n=9))

@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -124,11 +124,11 @@ def checked(value: Any, kind: Any, what: str) -> Any:
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(checked(own, get_args(kind)[0], what) for own in value)
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints, names = get_type_hints(kind), [own.name for own in fields(kind)]
-        if set(value) != set(names):
-            wrong = sorted(set(value) ^ set(names))
+        hints, known = get_type_hints(kind), {own.name: own for own in fields(kind)}
+        lacking = {name for name, own in known.items() if own.default is MISSING} - set(value)  # others came later
+        if wrong := sorted(lacking | (set(value) - set(known))):
             raise InputError(f"its provenance is damaged: {what} lacks or has {wrong[0]!r}")
-        return kind(**{name: checked(value[name], hints[name], name) for name in names})
+        return kind(**{name: checked(own, hints[name], name) for name, own in value.items()})
     if type(value) is kind or (kind is float and type(value) is int):
         return value
     raise InputError(f"its provenance is damaged: {what} is {str(value)[:40]!r}")

@@ -51,6 +51,7 @@ class Request:
     """How samples are drawn, under the names of the options of `armm generate`.
 
     Attributes:
+        temperature_of: of the symbols of single modalities, such as `audio=0.9`.
         ban: lists of symbols, such as `10,13` or `text=0-31`.
         json_schema: the schema itself.
         without: what guidance steers away from.
@@ -66,6 +67,7 @@ class Request:
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    temperature_of: tuple[str, ...] = ()
     ban: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     regex: str | None = None
@@ -87,6 +89,7 @@ class Request:
         if self.temperature != 1:
             with about_file("--temperature"):
                 built.append(Temperature(self.temperature))
+        built.extend(_temperature_of(model, argument) for argument in self.temperature_of)
         if self.top_k is not None:
             with about_file("--top-k"):
                 built.append(TopK(self.top_k))
@@ -114,13 +117,30 @@ class Request:
                 yield JsonSchema(self.json_schema, text)
 
 
+def _temperature_of(model: AutoregressiveModel, argument: str) -> Filter:
+    """`NAME=T`."""
+    name, _, value = argument.partition("=")
+    _check_modality(model, f"--temperature-of {argument}", name)
+    try:
+        t = float(value)
+    except ValueError:
+        raise InputError(f"--temperature-of {argument}: {value!r} is no number; write it as {name}=0.9") from None
+    with about_file("--temperature-of"):
+        return Temperature(t, name)
+
+
+def _check_modality(model: AutoregressiveModel, option: str, name: str) -> None:
+    if name not in model.modalities:
+        known = list(model.modalities)
+        raise InputError(f"{option}: the model has {', '.join(known)}, no {name!r}{nearest(name, known)}")
+
+
 def _banned(model: AutoregressiveModel, argument: str) -> Filter:
     """`[NAME=]10,13,0-31`."""
     name, separator, listed = argument.partition("=")
     name, listed = (name, listed) if separator else ("", argument)
-    if name and name not in model.modalities:
-        known = list(model.modalities)
-        raise InputError(f"--ban {argument}: the model has {', '.join(known)}, no {name!r}{nearest(name, known)}")
+    if name:
+        _check_modality(model, f"--ban {argument}", name)
     vocab = max(modality.vocab for key, modality in model.modalities.items() if name in ("", key))
     symbols: set[int] = set()
     for part in listed.split(","):
@@ -142,6 +162,13 @@ def add_filter_options(p: argparse.ArgumentParser) -> None:
     """The options that say what is drawn."""
     g = p.add_argument_group("what is drawn")
     g.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy, 1 the model (default 1)")
+    g.add_argument(
+        "--temperature-of",
+        action="append",
+        default=[],
+        metavar="NAME=T",
+        help="of one modality's symbols, and not of where it ends: audio=0.9; repeatable",
+    )
     g.add_argument("--top-k", type=int, metavar="K", help="keep the K most probable symbols")
     g.add_argument("--top-p", type=float, metavar="P", help="keep the fewest symbols of probability P in all")
     g.add_argument("--min-p", type=float, metavar="P", help="keep symbols at least P times as probable as the best")
@@ -179,6 +206,7 @@ def parse_request(model: AutoregressiveModel, options: argparse.Namespace, defau
         repetition_penalty=options.repetition_penalty,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
+        temperature_of=tuple(options.temperature_of),
         ban=tuple(options.ban),
         stop=tuple(options.stop),
         regex=options.regex,

@@ -34,7 +34,7 @@ class SpokenClass(Score):
         given: modalities of the prompt. said: which of them tells the class. audio: what is generated.
         label: where items have the class.
         n: clips to generate; n_real: test clips for the likelihood classifier, all by default.
-        temperature: of the samples. guidance: strength of classifier-free guidance; null for none.
+        temperature: of the sound, not of when it ends. guidance: strength of classifier-free guidance; null for none.
     """
 
     given: tuple[str, ...] = ("text", "speaker")
@@ -81,7 +81,7 @@ class SpokenClass(Score):
         n = data.n_trials(self.n, self.n)
         items = [real[i % len(real)] for i in range(n)]
         quietest, noisiest = min(loudest(c, rate) for c in clips), max(flatness(c, rate) for c in clips)
-        filters = [] if self.temperature == 1 else [Temperature(self.temperature)]
+        filters = [] if self.temperature == 1 else [Temperature(self.temperature, self.audio)]
         made: list[np.ndarray] = []
         asked: list[str] = []
         failed = 0

@@ -53,11 +53,14 @@ class Constraint(Filter):
     """A grammar over the generated symbols of one modality."""
 
     order: ClassVar[int] = 23
-    reads_rows: ClassVar[bool] = True
     single: ClassVar[bool] = True
 
     _grammar: Walker
     _unit_symbols: int
+
+    @property
+    def reads_rows(self) -> bool:
+        return True
 
     def _bind(self, lark: str, text: Modality, what: str) -> None:
         """Compile a grammar in Lark's syntax for the symbols of a text.

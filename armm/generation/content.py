@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from armm.errors import InputError
-from armm.generation.filter import Filter, Row
-from armm.grammar import Stage
+from armm.generation.filter import Filter, Row, where_concerned
 
 INF = float("inf")
 LARGEST = 1e6  # of a bias or penalty, in nats: beyond it float32 has no logits left to tell apart
@@ -27,18 +26,12 @@ LARGEST = 1e6  # of a bias or penalty, in nats: beyond it float32 has no logits 
 class ContentFilter(Filter):
     """A filter about payload symbols; a subclass says what happens to the rows that it concerns."""
 
-    reads_rows: ClassVar[bool] = True
+    @property
+    def reads_rows(self) -> bool:
+        return True
 
     def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        chosen = [i for i, row in enumerate(rows) if concerns(self.modality, row)]
-        if not chosen:
-            return logits
-        if len(chosen) == len(rows):
-            return self.reweigh(logits, rows)
-        where = torch.tensor(chosen, dtype=torch.int64, device=logits.device)
-        out = logits.clone()
-        out[where] = self.reweigh(logits[where], [rows[i] for i in chosen])
-        return out
+        return where_concerned(logits, rows, self.modality, self.reweigh)
 
     @abstractmethod
     def reweigh(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -55,11 +48,6 @@ class ContentFilter(Filter):
         if outside:
             of = f"of {self.modality!r} " if self.modality else ""
             raise InputError(f"{type(self).__name__} names symbol {outside[0]}; the symbols {of}are 0 to {vocab - 1}")
-
-
-def concerns(modality: str, row: Row) -> bool:
-    """Whether the next symbol of a row is a payload symbol of a modality, or of any for ""."""
-    return row.slot.stage == Stage.PAYLOAD and modality in ("", row.slot.modality)
 
 
 def counts(histories: Iterable[Sequence[int]], like: Tensor) -> Tensor:

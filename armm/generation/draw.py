@@ -38,11 +38,7 @@ class Drawer:
         self.seed, self.filters, self.device = seed, list(filters), device
         self.compiled = compiled and find_spec("numba") is not None
         self.reads_rows = any(keep.reads_rows for keep in filters)
-        self.greedy = any(isinstance(keep, Temperature) and keep.t == 0 for keep in filters)
-        # what all filters come down to, where that is dividing by a temperature
-        self.temperature: float | None = 1.0
-        for keep in filters:
-            self.temperature = (keep.t or 1.0) if isinstance(keep, Temperature) and len(filters) == 1 else None
+        self.greedy = any(isinstance(keep, Temperature) and not keep.modality and keep.t == 0 for keep in filters)
         self._samples: list[int] = []
         self._first: list[int] = []
         self._block = torch.empty(0, 0, 0)
@@ -73,6 +69,15 @@ class Drawer:
                 0,
             )
         return self._block[:, at : at + n, :vocab]
+
+    def temperature(self, modality: str) -> float | None:
+        """What the filters come down to at payload symbols of a modality, where that is dividing by a temperature."""
+        own = [keep for keep in self.filters if keep.modality in ("", modality)]
+        if not own:
+            return 1.0
+        if len(own) > 1 or not isinstance(own[0], Temperature) or (own[0].t == 0 and not self.greedy):
+            return None
+        return own[0].t or 1.0
 
     def filtered(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         for keep in self.filters:

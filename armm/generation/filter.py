@@ -6,10 +6,11 @@ Axes: R rows, V the largest alphabet among them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from armm.errors import InputError, nearest
@@ -47,6 +48,23 @@ class Row:
         return cls(cursor.slot(), [*cursor.payload, *more], n_given, n_left)
 
 
+def where_concerned(
+    logits: Tensor, rows: Sequence[Row], modality: str, change: Callable[[Tensor, Sequence[Row]], Tensor]
+) -> Tensor:
+    """(R, V) logits, changed in the rows at a payload symbol of a modality; of any for ""."""
+    chosen = [
+        i for i, row in enumerate(rows) if row.slot.stage == Stage.PAYLOAD and modality in ("", row.slot.modality)
+    ]
+    if not chosen:
+        return logits
+    if len(chosen) == len(rows):
+        return change(logits, rows)
+    where = torch.tensor(chosen, dtype=torch.int64, device=logits.device)
+    out = logits.clone()
+    out[where] = change(logits[where], [rows[i] for i in chosen])
+    return out
+
+
 def where_prompt_ends(cursor: Cursor) -> tuple[int, int]:
     """Segments closed, and symbols of the open one; between segments none, though a cursor holds the last's."""
     return len(cursor.closed), len(cursor.payload) if cursor.modality else 0
@@ -57,15 +75,18 @@ class Filter(ABC):
 
     Attributes:
         order: its place; filters are applied by ascending `order`, those of one place as they are listed.
-        reads_rows: whether it looks at `rows`; otherwise they may be empty.
+        reads_rows: whether it looks at `rows`; otherwise they may be empty. One of a single modality does.
         single: whether two of this order contradict each other, unless they are about different modalities.
         modality: the only modality that it is about; "" for all.
     """
 
     order: ClassVar[int]
-    reads_rows: ClassVar[bool] = False
     single: ClassVar[bool] = False
     modality: str = ""
+
+    @property
+    def reads_rows(self) -> bool:
+        return bool(self.modality)
 
     @abstractmethod
     def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:

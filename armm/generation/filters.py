@@ -5,7 +5,8 @@
 `arrange` puts them in one order whatever the order they are listed in: repetition, presence and frequency penalty;
 bias, banned, allowed, grammar; temperature; top-k; top-p; min-p; typical. The first two groups are about *content*:
 they act on payload symbols alone, and on those of one modality where `modality` names it. The others act on every
-symbol, structure (what begins, how large, where it ends) included.
+symbol, structure (what begins, how large, where it ends) included, or, where `modality` names one, on its payload
+symbols alone: a cooler sound need not be a longer one.
 
 A filter knows nothing about batches: what it does to a row depends on that row, and not on how far other rows' larger
 alphabets make the logits reach.
@@ -15,6 +16,7 @@ Axes: R rows, V the largest alphabet among them.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from armm.errors import InputError
 from armm.generation.content import Allowed, Banned
-from armm.generation.filter import Filter, Row
+from armm.generation.filter import Filter, Row, where_concerned
 
 INF = float("inf")
 
@@ -54,14 +56,28 @@ def arrange(filters: Sequence[Filter]) -> list[Filter]:
     return ordered
 
 
+class ShapeFilter(Filter):
+    """A filter that looks at logits alone: of every symbol, or of the payload symbols of `modality`."""
+
+    def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        if not self.modality:
+            return self.reshape(logits)
+        return where_concerned(logits, rows, self.modality, lambda own, _: self.reshape(own))
+
+    @abstractmethod
+    def reshape(self, logits: Tensor) -> Tensor:
+        """(R, V) -> (R, V)."""
+
+
 @dataclass(frozen=True)
-class Temperature(Filter):
+class Temperature(ShapeFilter):
     """Divide the logits by t; 0 leaves the most probable symbol alone (the lowest one among equals).
 
     Raises InputError: t is negative, not a number, or too small to divide by.
     """
 
     t: float
+    modality: str = ""
     order: ClassVar[int] = 30
     single: ClassVar[bool] = True
 
@@ -71,7 +87,7 @@ class Temperature(Filter):
                 f"Temperature.t is {self.t}; expected 0 or at least 0.000001; 0 is greedy, 1 samples the model"
             )
 
-    def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def reshape(self, logits: Tensor) -> Tensor:
         if self.t > 0:
             return logits / self.t
         best = logits.argmax(dim=-1, keepdim=True)
@@ -79,13 +95,14 @@ class Temperature(Filter):
 
 
 @dataclass(frozen=True)
-class TopK(Filter):
+class TopK(ShapeFilter):
     """Keep the k most probable symbols (Fan et al., arXiv:1805.04833); equals of the k-th stay too.
 
     Raises InputError: k is not an integer from 1.
     """
 
     k: int
+    modality: str = ""
     order: ClassVar[int] = 40
     single: ClassVar[bool] = True
 
@@ -93,7 +110,7 @@ class TopK(Filter):
         if not isinstance(self.k, int) or self.k < 1:
             raise InputError(f"TopK.k is {self.k}; expected an integer from 1; leave TopK out to keep every symbol")
 
-    def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def reshape(self, logits: Tensor) -> Tensor:
         if self.k >= logits.shape[-1]:
             return logits
         least = logits.topk(self.k, dim=-1).values[..., -1:]
@@ -101,7 +118,7 @@ class TopK(Filter):
 
 
 @dataclass(frozen=True)
-class TopP(Filter):
+class TopP(ShapeFilter):
     """Keep the fewest symbols whose probability is at least p (nucleus sampling, Holtzman et al., arXiv:1904.09751).
 
     The lower symbols among equals come first.
@@ -110,20 +127,21 @@ class TopP(Filter):
     """
 
     p: float
+    modality: str = ""
     order: ClassVar[int] = 50
     single: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_mass("TopP", self.p)
 
-    def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def reshape(self, logits: Tensor) -> Tensor:
         if self.p == 1:
             return logits
         return keep_mass(logits, logits.argsort(dim=-1, descending=True, stable=True), self.p)
 
 
 @dataclass(frozen=True)
-class MinP(Filter):
+class MinP(ShapeFilter):
     """Keep the symbols at least p times as probable as the most probable one (Nguyen et al., arXiv:2407.01082).
 
     0 keeps every symbol, 1 the most probable one and its equals.
@@ -132,6 +150,7 @@ class MinP(Filter):
     """
 
     p: float
+    modality: str = ""
     order: ClassVar[int] = 60
     single: ClassVar[bool] = True
 
@@ -139,7 +158,7 @@ class MinP(Filter):
         if not 0 <= self.p <= 1:
             raise InputError(f"MinP.p is {self.p}; expected 0 to 1; 0 keeps every symbol")
 
-    def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def reshape(self, logits: Tensor) -> Tensor:
         if self.p == 0:
             return logits
         below = logits - logits.amax(dim=-1, keepdim=True) < log(self.p)
@@ -147,7 +166,7 @@ class MinP(Filter):
 
 
 @dataclass(frozen=True)
-class Typical(Filter):
+class Typical(ShapeFilter):
     """Keep the fewest symbols whose probability is at least p, those of the most typical surprise first.
 
     The surprise -log p(symbol) of a typical symbol is near its mean, the entropy (locally typical sampling, Meister et
@@ -157,13 +176,14 @@ class Typical(Filter):
     """
 
     p: float
+    modality: str = ""
     order: ClassVar[int] = 70
     single: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_mass("Typical", self.p)
 
-    def __call__(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    def reshape(self, logits: Tensor) -> Tensor:
         if self.p == 1:
             return logits
         nats = logits.double().log_softmax(-1)

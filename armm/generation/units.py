@@ -51,7 +51,7 @@ class UnitDrawer:
         self, state: State, rows: list[int], lanes: Sequence[Lane], n: int, noise: Tensor | None
     ) -> Unit | None:
         """In the head's compiled loop, where that is wanted, there, and enough."""
-        temperature = self.drawer.temperature
+        temperature = self.drawer.temperature(state.cursors[rows[0]].modality)
         if (
             not self.settings.fast
             or temperature is None

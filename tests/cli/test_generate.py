@@ -92,6 +92,7 @@ def pixels(path: Path) -> np.ndarray:
     [
         (["--temperature", "0.5"], [Temperature(0.5)]),
         (["--temperature", "0"], [Temperature(0)]),
+        (["--temperature-of", "text=0.5"], [Temperature(0.5, "text")]),
         (["--top-k", "3"], [TopK(3)]),
         (["--top-p", "0.3"], [TopP(0.3)]),
         (["--min-p", "0.5"], [MinP(0.5)]),
@@ -361,6 +362,10 @@ def failing(draw: Callable[..., Iterator[Any]], after: int, error: Exception) ->
         ("text", ["--typical", "0"], ["--typical", "is 0.0"]),
         ("text", ["--repetition-penalty", "-1"], ["--repetition-penalty", "is -1.0"]),
         ("text", ["--presence-penalty", "nan"], ["--presence-penalty", "is nan"]),
+        ("text", ["--temperature-of", "txt=0.5"], ["--temperature-of txt=0.5", "'text'"]),
+        ("text", ["--temperature-of", "text"], ["--temperature-of text", "text=0.9"]),
+        ("text", ["--temperature-of", "text=-1"], ["--temperature-of", "is -1.0"]),
+        ("text", ["--temperature-of", "text=1", "--temperature", "2"], ["Temperature and Temperature"]),
         ("text", ["--ban", "a"], ["--ban a", "10,13"]),
         ("text", ["--ban", "9-3"], ["--ban 9-3"]),
         ("text", ["--ban", "0-999999999"], ["--ban", "symbol 999999999", "0 to 255"]),

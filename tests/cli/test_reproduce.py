@@ -387,11 +387,23 @@ def test_a_wrong_byte_in_a_pngs_origin_is_found(models: Path, here: Path, run: R
 
 def some_origin() -> Origin:
     prompt = Prompt((Given("text", "a\n\udcff\u20ac"), Given("image", "top.png", "0" * 64)), Given("", "m.png"))
-    request = Request(temperature=0.1 + 0.2, ban=("1", "2-3"), plan=("text",), without=(Given("label", "3"),))
+    request = Request(
+        temperature=0.1 + 0.2, temperature_of=("a=1",), ban=("1", "2-3"), plan=("text",), without=(Given("label", "3"),)
+    )
     machine = origins.Machine(origins.Versions("1", "2", "3"), "cpu", 2)
     return Origin(
         2**70, 3, 1, prompt, request, origins.Model("a/b", "0f"), machine, False, "end", 1, "text", ("a", "b")
     )
+
+
+def test_an_option_that_came_later_has_its_default_in_older_files() -> None:
+    origin = replace(some_origin(), request=Request(temperature=0.5))
+    data = json.loads(to_json(origin))
+    del data["request"]["temperature_of"]
+    assert from_json(json.dumps(data)) == origin
+    del data["request"]["ban"], data["seed"]
+    with pytest.raises(InputError, match="'seed'"):
+        from_json(json.dumps(data))
 
 
 def test_json_keeps_everything() -> None:
