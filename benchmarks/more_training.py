@@ -1,6 +1,6 @@
 """What more training gives: the scores of runs of one recipe, by how long each was trained.
 
-    python benchmarks/more_training.py RUN ... [--out more_training.png]
+    python benchmarks/more_training.py RUN ... [--score agreement] [--out more_training.png]
 
 RUN is a run of `armm train RECIPE` with scores, each ended (and its learning rate decayed) at its own time. Prints a
 table, and draws bits on the validation split above shares of trials: agreement, runaways and whatever else was scored.
@@ -50,8 +50,7 @@ class Run:
         )
 
 
-def table(runs: Sequence[Run]) -> str:
-    names = list(runs[0].scores)
+def table(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = [["steps", "minutes", f"bits/{runs[0].unit} (test)", *names], ["---"] * (3 + len(names))]
     for run in runs:
         shares = [f"{100 * run.scores[name]:.1f} %" for name in names]
@@ -59,7 +58,7 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def draw(runs: Sequence[Run], path: Path) -> None:
+def draw(runs: Sequence[Run], names: Sequence[str], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -69,7 +68,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     for run in runs:
         above.plot(*zip(*run.curve, strict=True), marker=".", label=f"{run.minutes:.0f} minutes: {run.bits:.3f} (test)")
     above.set_ylabel(f"bits/{runs[0].unit} (validation)")
-    for name in runs[0].scores:
+    for name in names:
         shares = [100 * run.scores[name] for run in runs]
         below.plot([run.steps for run in runs], shares, marker="o", label=name.replace("_", " "))
     below.set(ylabel="% of trials", xlabel="steps of training", ylim=(-2, 102))
@@ -84,12 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     p.add_argument("--out", type=Path, default=Path("more_training.png"), help="the picture")
+    p.add_argument("--score", action="append", metavar="NAME", help="which of the scores; all by default; repeatable")
     options = p.parse_args(arguments)
     runs = sorted(map(Run.read, options.runs), key=lambda run: run.steps)
     if not runs[0].scores or any(run.scores.keys() != runs[0].scores.keys() for run in runs):
         p.error("the runs have no scores, or different ones; give runs of one recipe with scores")
-    print(table(runs))
-    draw(runs, options.out)
+    names = options.score or list(runs[0].scores)
+    if unknown := set(names) - runs[0].scores.keys():
+        p.error(f"--score {min(unknown)}: the runs have {', '.join(runs[0].scores)}")
+    print(table(runs, names))
+    draw(runs, names, options.out)
     return 0
 
 

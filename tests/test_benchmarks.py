@@ -451,8 +451,10 @@ def _run(folder: Path, steps: int, scores: dict[str, float]) -> Path:
 
 def test_scores_by_length_of_training_are_put_in_order(tmp_path, capsys):
     more_training = importlib.import_module("more_training")
-    runs = [_run(tmp_path / name, n, {"agreement": n / 4000}) for name, n in (("long", 2000), ("short", 1000))]
-    assert more_training.main([*map(str, runs), "--out", str(tmp_path / "out.png")]) == 0
+    runs = [
+        _run(tmp_path / name, n, {"agreement": n / 4000, "judge": 1.0}) for name, n in (("long", 2000), ("short", 1000))
+    ]
+    assert more_training.main([*map(str, runs), "--score", "agreement", "--out", str(tmp_path / "out.png")]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert rows == [["| 1,000", "1.0", "4.000", "25.0 % |"], ["| 2,000", "2.0", "3.000", "50.0 % |"]]
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -464,3 +466,6 @@ def test_runs_of_different_recipes_have_no_common_scores(tmp_path, capsys):
     with pytest.raises(SystemExit):
         more_training.main([str(run) for run in runs])
     assert "give runs of one recipe" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        more_training.main([str(runs[0]), "--score", "judge"])
+    assert "--score judge: the runs have agreement" in capsys.readouterr().err

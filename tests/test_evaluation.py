@@ -151,7 +151,12 @@ def test_spoken_words_are_heard_and_what_went_wrong_is_counted(monkeypatch: pyte
     """Silence, noise and a clip without an end are failures; the likelihood classifier goes by the model's numbers."""
     audio = Audio(sample_rate=RATE, frame=20, head=CausalConv(channels=4, dilations=(1, 4)))
     model = AutoregressiveModel({"text": Text("bytes", ended=True), "audio": audio}, BACKBONE, ["text", "audio"])
-    items = ListOfItems([{"text": ["low", "high"][i % 2], "label": i % 2, "audio": tone(i % 2, i)} for i in range(20)])
+    items = ListOfItems(
+        [
+            {"text": ["low", "high"][i % 2], "label": i % 2, "audio": tone(i % 2, i), "who": "ab"[i > 3]}
+            for i in range(20)
+        ]
+    )
 
     def made(model: AutoregressiveModel, items: list[dict], *_: object) -> Iterator[Sample]:
         for number, item in enumerate(items):
@@ -175,7 +180,9 @@ def test_spoken_words_are_heard_and_what_went_wrong_is_counted(monkeypatch: pyte
         return nats
 
     monkeypatch.setattr(model, "log_prob", always_low)
-    found = SpokenClass(given=("text",), n=10).evaluate(model, Material(Splits(items, items, items)))
+    found = SpokenClass(given=("text",), by="who", n=10).evaluate(model, Material(Splits(items, items, items)))
     assert found["judge"] == Value(1.0, 20) and found["runaway_or_silent"] == Value(0.3, 10)
+    assert found["runaway_or_silent_a"] == Value(0.75, 4) and found["runaway_or_silent_b"] == Value(0.0, 6)
+    assert found["agreement_b"] == Value(1.0, 6)
     assert found["agreement"].value >= 0.8
     assert found["likelihood_classifier"] == Value(0.5, 20)

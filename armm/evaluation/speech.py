@@ -32,7 +32,8 @@ class SpokenClass(Score):
 
     Attributes:
         given: modalities of the prompt. said: which of them tells the class. audio: what is generated.
-        label: where items have the class.
+        label: where items have the class. by: where they have, say, who speaks: `agreement_jackson` and
+            `runaway_or_silent_jackson` are those of one speaker's clips.
         n: clips to generate; n_real: test clips for the likelihood classifier, all by default.
         temperature: of the sound, not of when it ends. guidance: strength of classifier-free guidance; null for none.
     """
@@ -41,6 +42,7 @@ class SpokenClass(Score):
     said: str = "text"
     audio: str = "audio"
     label: str = "label"
+    by: str | None = None
     n: int = 200
     n_real: int | None = None
     temperature: float = 1.0
@@ -83,16 +85,24 @@ class SpokenClass(Score):
         quietest, noisiest = min(loudest(c, rate) for c in clips), max(flatness(c, rate) for c in clips)
         filters = [] if self.temperature == 1 else [Temperature(self.temperature, self.audio)]
         made: list[np.ndarray] = []
-        asked: list[str] = []
-        failed = 0
+        asked: list[Item] = []
+        failed: list[bool] = []
         for sample in ask(model, items, self.given, self.audio, data.seed, filters, self.guidance):
             clip = np.asarray(sample.decoded[len(self.given)])
             is_silent = loudest(clip, rate) < quietest / 2
-            failed += sample.stop != "end" or is_silent or flatness(clip, rate) > noisiest
+            failed.append(sample.stop != "end" or is_silent or flatness(clip, rate) > noisiest)
             made.append(clip if len(clip) else np.zeros(1, dtype=np.float32))
-            asked.append(self._class(items[sample.prompt]))
-        agreed = sum(own == wanted for own, wanted in zip(judge.classify(made), asked, strict=True))
-        return {"agreement": Value(agreed / n, n), "runaway_or_silent": Value(failed / n, n)}
+            asked.append(items[sample.prompt])
+        agreed = [own == self._class(item) for own, item in zip(judge.classify(made), asked, strict=True)]
+        groups = {"": range(n)}
+        if self.by is not None:
+            who = [str(take(item, self.by)) for item in asked]
+            groups |= {f"_{name}": [i for i in range(n) if who[i] == name] for name in sorted(set(who))}
+        return {
+            f"{score}{name}": Value(sum(found[i] for i in own) / len(own), len(own))
+            for score, found in (("agreement", agreed), ("runaway_or_silent", failed))
+            for name, own in groups.items()
+        }
 
     @torch.inference_mode()
     def _likelihoods(self, model: AutoregressiveModel, data: Material, train: list[Item]) -> Value:
