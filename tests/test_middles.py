@@ -119,16 +119,21 @@ def test_a_middle_that_belongs_there_is_counted(monkeypatch: pytest.MonkeyPatch)
 
     from armm.evaluation import middles as module
 
-    made = iter(["import os", "import ("])
-    monkeypatch.setattr(
-        module,
-        "generate",
-        lambda *_, **__: [SimpleNamespace(prompt=i, decoded=["", "", next(made)]) for i in range(2)],
-    )
     model = tiny_model({"text": Text("bytes", ended=True)}, context=120)
     items = middles()
-    found = Parses().evaluate(model, Material(Splits(items, items, items), at_most=2))
-    assert found["parse_rate"].value == found["exact_middle"].value == 0.5
+    for line, parse_rate, exact in (("import os", 1.0, 0.5), ("import (", 0.0, 0.0)):
+        made = [SimpleNamespace(prompt=i, decoded=["", "", line]) for i in range(2)]
+        monkeypatch.setattr(module, "generate", lambda *_, made=made, **__: made)
+        found = Parses().evaluate(model, Material(Splits(items, items, items), at_most=2))
+        assert (found["parse_rate"].value, found["exact_middle"].value) == (parse_rate, exact)
+
+
+def test_lines_to_fill_in_are_different_ones() -> None:
+    text = Text("bytes", ended=True)
+    items = middles()
+    statements_of_all = sum(len(items.statements_of(number)) for number in range(len(items.texts)))
+    found = Parses(n=500).evaluate(tiny_model({"text": text}, context=120), Material(Splits(items, items, items)))
+    assert found["parse_rate"].n_trials == statements_of_all
 
 
 def test_a_line_is_asked_for() -> None:

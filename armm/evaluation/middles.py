@@ -85,16 +85,9 @@ class Parses(Score):
 
 
 def _holes(middles: Middles, n: int, seed: int) -> list[tuple[str, Hole]]:
-    """Statements at random, each of a file that parses."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for number in rng.permutation(max(n, len(middles.texts))):
-        at = int(number) % len(middles.texts)
-        if own := middles.statements_of(at):
-            found.append((middles.texts[at], own[int(rng.integers(len(own)))]))
-        if len(found) == n:
-            break
-    return found
+    """At most n different statements at random, of all that the files have which parse."""
+    known = [(text, hole) for number, text in enumerate(middles.texts) for hole in middles.statements_of(number)]
+    return [known[at] for at in np.random.default_rng(seed).permutation(len(known))[:n]]
 
 
 def _middles(data: Material) -> Middles:
