@@ -135,7 +135,7 @@ class FillInMiddle(Source):
     n_test: int = 400
     without_suffix: float = 0.3
     suffix_first: bool = True
-    max_bytes: int = 2_000_000
+    max_bytes: int = 5_000_000
 
     marks_conditions: ClassVar[bool] = True
 
