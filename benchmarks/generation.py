@@ -278,7 +278,7 @@ def samples_and_decisions(n: int) -> int:
 
 def audio(n_streams: int, n_samples: int, fast: bool | None, setting: Setting) -> Contest:
     """The default frame model, from nothing, at temperature 1."""
-    model = audio_model(AUDIO, Transformer(width=192, n_layers=4), setting)
+    model = audio_model(AUDIO, Transformer(width=128, n_layers=3), setting)
     ours = alone(Request(model, samples_and_decisions(n_samples), n=n_streams, fast=fast), setting)
     short = samples_and_decisions(n_samples // 4)
     return ours.contest("samples/s", n_streams * n_samples, short, given=REAL_TIME, first=2)
