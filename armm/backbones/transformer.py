@@ -54,6 +54,8 @@ class Transformer(BackboneConfig):
         value_embeddings: every second layer adds its own embedding of the input unit to its values.
         residual_scalars: every block scales the stream and adds a learned multiple of its first input.
         dropout: of embeddings, attention weights and block outputs, in training.
+        attention_dropout: of attention weights instead. On a CPU any takes several times as long as none, the more so
+            the longer the documents.
         recycle: apply all blocks several times, their input given anew each time; once by default.
     """
 
@@ -76,6 +78,7 @@ class Transformer(BackboneConfig):
     value_embeddings: bool = False
     residual_scalars: bool = False
     dropout: float = 0.0
+    attention_dropout: float | None = None
     recycle: Recycle | None = None
 
     def __post_init__(self) -> None:
@@ -85,8 +88,9 @@ class Transformer(BackboneConfig):
             raise InputError(f"n_heads {self.n_heads} must be a multiple of n_kv_heads {self.kv_heads}")
         if self.window is not None and self.window < 1:
             raise InputError(f"window is {self.window}, it must be at least 1; leave it out to see everything")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}, it must be at least 0 and less than 1")
+        for name, share in (("dropout", self.dropout), ("attention_dropout", self.attention_dropout or 0.0)):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} is {share}, it must be at least 0 and less than 1")
 
     @property
     def kv_heads(self) -> int:
@@ -208,13 +212,15 @@ class Attention(nn.Module):
 
     def finish(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Causal where there is no mask. Returns (B, N, D)."""
-        dropout = self.config.dropout if self.training else 0.0
-        window, n = self.config.window, q.shape[2]
-        plain = not dropout and self.config.attention_softcap is None and q.shape == k.shape
+        config = self.config
+        dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+        dropout = dropout if self.training else 0.0
+        window, n = config.window, q.shape[2]
+        plain = not dropout and config.attention_softcap is None and q.shape == k.shape
         if plain and q.dtype == torch.bfloat16 and min(window or n, n) <= fused.LONGEST and fused.applies(q):
             out = fused.attend_causally(q, k, v.to(q.dtype), window)
         else:
-            out = attend(q, k, v, mask, mask is None, self.config.attention_softcap, dropout)
+            out = attend(q, k, v, mask, mask is None, config.attention_softcap, dropout)
         return self.out(out.transpose(1, 2).flatten(2))
 
 
