@@ -409,6 +409,17 @@ def test_dropout_reaches_every_part(part: str, softcap: float | None) -> None:
         assert not torch.allclose(backbone(x, None), backbone(x, None), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("config", "is_random"), [({"dropout": 0.4, "attention_dropout": 0.0}, False), ({"attention_dropout": 0.4}, True)]
+)
+def test_attention_weights_have_a_dropout_of_their_own(config: dict[str, float], is_random: bool) -> None:
+    backbone: Any = build(replace(SMALL, n_layers=1, **config)).train()
+    backbone.dropout.p = backbone.blocks[0].dropout.p = 0.0
+    x = units(6, 16)
+    with torch.no_grad():
+        assert is_random != torch.equal(backbone(x, None), backbone(x, None))
+
+
 def test_value_embeddings_change_every_second_layer_from_the_last() -> None:
     config = replace(SMALL, value_embeddings=True, n_layers=5)
     assert config.value_layers == (0, 2, 4)
@@ -480,6 +491,7 @@ def test_learned_positions_refuse_contexts_that_are_too_long() -> None:
         ({"n_heads": 4, "n_kv_heads": 3}, "n_heads 4 must be a multiple of n_kv_heads 3"),
         ({"window": 0}, "window is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
     ],
 )
 def test_transformers_that_cannot_be_are_refused(keys: dict[str, Any], message: str) -> None:
