@@ -30,6 +30,7 @@ from armm.backbones.fast_loop import (
     put,
     remember,
 )
+from armm.backbones.positions import Rotations
 from armm.exactness import rows_needed
 from armm.team import team_size
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from armm.backbones.transformer import Block, TransformerBackbone
 
 SMALL = 1 << 19  # weights; what fits in a cache is multiplied here
-BLOCK = 128  # positions whose angles are computed together, so that they are the same however many are known
 KINDS = {"relu2": RELU2, "gelu": GELU, "swiglu": SWIGLU}
 MANY = 8  # rows from which threads pay
 NOTHING, NO_ROWS = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
@@ -116,7 +116,7 @@ class CompiledSteps:
 
         values: (M, value_width) or None. row, position: (M,) int64.
         """
-        rotation, caches = self.rotations.up_to(int(position.max()) + 1), cache.numpy()
+        rotation, caches = self.rotations.up_to(int(position.max()) + 1).numpy(), cache.numpy()
         threads = threads_for(len(row))
 
         def attended(layer: int, qkv: Any, own: np.ndarray, value_scale: float, out: Any) -> None:
@@ -137,7 +137,7 @@ class CompiledSteps:
 
         attends: what (M, H, E) queries of a layer find among keys and values that are in the cache -> (M, H, E).
         """
-        rotation, caches = self.rotations.up_to(int(position.max()) + 1), cache.numpy()
+        rotation, caches = self.rotations.up_to(int(position.max()) + 1).numpy(), cache.numpy()
         queries = np.empty((len(row), self.config.n_heads, self.config.head_width), np.float32)
         threads = threads_for(len(row))
 
@@ -211,25 +211,6 @@ def _block(block: Block) -> CompiledBlock:
         mlp_enter=_product(block.mlp.enter),
         mlp_out=_product(block.mlp.out),
     )
-
-
-class Rotations:
-    """Cosines and sines of rotary positions, looked up."""
-
-    def __init__(self, backbone: TransformerBackbone) -> None:
-        self.angles = backbone.angles
-        self.table = np.zeros((2, 0, 0), np.float32)
-
-    def up_to(self, n: int) -> np.ndarray:
-        """(2, at least n, E / 2), empty for other positions."""
-        while self.table.shape[1] < n:
-            known = self.table.shape[1]
-            blocks = [self.angles(torch.arange(at, at + BLOCK)) for at in range(known, max(n, 2 * known), BLOCK)]
-            if blocks[0] is None:
-                break
-            more = [torch.stack([own.cos(), own.sin()]).numpy() for own in blocks if own is not None]
-            self.table = np.concatenate([self.table, *more] if known else more, axis=1)
-        return self.table
 
 
 def norm_kind(norm: nn.Module) -> int:

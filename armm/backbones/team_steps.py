@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from armm.backbones.fast import KINDS, NO_ROWS, NOTHING, SMALL, Rotations, norm_kind
+from armm.backbones.fast import KINDS, NO_ROWS, NOTHING, SMALL, norm_kind
 from armm.backbones.fast_loop import Heads
+from armm.backbones.positions import Rotations
 from armm.backbones.team_loop import Blocks, Matrices, Norms, Room, Taken, step
 from armm.panels import PANEL, pack_floats
 from armm.team import team_size
@@ -68,7 +69,7 @@ class TeamSteps:
         own = np.zeros((0, 0, 0), np.float32)
         if values is not None and self.config.value_layers:
             own = values.unflatten(1, (len(self.config.value_layers), -1)).transpose(0, 1).contiguous().numpy()
-        stream, rotation = x.numpy().copy(), self.rotations.up_to(int(position.max()) + 1)
+        stream, rotation = x.numpy().copy(), self.rotations.up_to(int(position.max()) + 1).numpy()
         step(self.blocks, self._room, stream, own, rotation, cache.numpy(), row, position, team_size())
         return torch.from_numpy(stream)
 

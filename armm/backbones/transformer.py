@@ -346,7 +346,7 @@ class TransformerBackbone(Backbone):
         """Add learned positions, if any, to (B, N, D); (B or 1, N) positions."""
         if self.config.position == "learned":
             x = x + self.positions[positions.clamp(max=self.config.max_positions - 1)]
-        return self.dropout(x)
+        return x
 
     @property
     def n_heads(self) -> int:
@@ -374,7 +374,7 @@ class TransformerBackbone(Backbone):
         mask = None
         if window is not None and window < n:
             mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().triu(1 - window)[None, None]
-        first = x = self.start(x, positions)
+        first = x = self.dropout(self.start(x, positions))
         for block, own in zip(self.blocks, self.split_values(values), strict=True):
             x = block(x, first, own, rotation, turns, mask)
         return self.norm(x)

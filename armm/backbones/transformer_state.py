@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armm.backbones.backbone import BackboneState
+from armm.backbones.positions import Rotations, Visibility
 from armm.exactness import at_least
 from armm.graphs import Recordings, records
 
@@ -42,15 +43,17 @@ class TransformerState(BackboneState):
     def __init__(self, backbone: TransformerBackbone, n_rows: int, min_rows: int = 1) -> None:
         self.backbone, self.config, self.min_rows = backbone, backbone.config, min_rows
         config, like = backbone.config, backbone.like
-        self.cache = like.new_zeros(config.n_layers, 2, n_rows, config.kv_heads, CACHE_STEP, config.head_width)
         self.lengths = [0] * n_rows
+        self.rotations = Rotations(backbone)
+        self._recordings: Recordings | None = None
+        self._replace_cache(like.new_zeros(config.n_layers, 2, n_rows, config.kv_heads, CACHE_STEP, config.head_width))
+        self._know_positions(CACHE_STEP)
         e = config.head_width  # x @ swap = (-b, a) for x = (a, b): the other half of a rotation
         swap = torch.zeros(e, e, device=like.device, dtype=like.dtype)
         half = torch.arange(e // 2, device=like.device)
         swap[half, half + e // 2], swap[half + e // 2, half] = 1.0, -1.0
         self.swap = swap
         self.compiles = False
-        self._recordings: Recordings | None = None
         self._inputs: tuple[Tensor, ...] | None = None  # of what is recorded: rows, x, positions, values
 
     def compile(self) -> None:
@@ -75,11 +78,21 @@ class TransformerState(BackboneState):
             cache = self.cache.new_zeros(*self.cache.shape[:4], size, self.cache.shape[5])
             cache[..., :used, :] = self.cache[..., :used, :]
             self._replace_cache(cache)
+            self._know_positions(size)
 
     def _replace_cache(self, cache: Tensor) -> None:
         self.cache = cache
+        self.stored_of = [(layer[0], layer[1]) for layer in cache.unbind(0)]  # keys and values of each layer
         if self._recordings is not None:
             self._recordings.clear()
+
+    def _know_positions(self, n: int) -> None:
+        """Have tables for positions below n."""
+        self.visibility = Visibility(n, self.config.window, self.cache)
+        self.turns: tuple[Tensor, ...] | None = None
+        if self.config.position == "rope":  # (n, 1, E) cosines and sines of both halves
+            table = self.rotations.up_to(n)[:, :n, None].to(self.cache.dtype)
+            self.turns = torch.cat([table, table], dim=-1).unbind(0)
 
     def extend(
         self, rows: Tensor, x: Tensor, values: Tensor | None, counts: list[int], stepwise: bool = False
@@ -100,7 +113,7 @@ class TransformerState(BackboneState):
         r, n, _ = x.shape
         everyone = len(listed) == len(self.lengths) and listed == list(range(r))
         together = before[0] if everyone and n == 1 and min(before) == max(before) else None
-        positions = torch.tensor(before, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (R, N)
+        positions = torch.tensor([range(start, start + n) for start in before], device=x.device)  # (R, N)
         span = self._span(before, max(before) + n)
         values = None if values is None else values.flatten(0, 1)
         if self._recordings is not None and everyone and n == 1:
@@ -122,16 +135,17 @@ class TransformerState(BackboneState):
         everyone: the rows are all rows, in order. together: the one position that they are at, if that is so.
         """
         r, n, _ = x.shape
-        mask = self._mask(positions, span)
+        mask = self.visibility.mask(positions, span)[:, None]
 
         def attended(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, stored = self.cache[layer].unbind(0)
+            keys, stored = self.stored_of[layer]
             if together is not None:
-                keys[:, :, together], stored[:, :, together] = k, v
+                keys.select(2, together).copy_(k)
+                stored.select(2, together).copy_(v)
             else:
                 keys[rows[:, None], :, positions] = k.unflatten(0, (r, n))
                 stored[rows[:, None], :, positions] = v.unflatten(0, (r, n))
-            keys, stored = keys[:, :, span], stored[:, :, span]
+            keys, stored = (own.narrow(2, span.start, span.stop - span.start) for own in (keys, stored))
             if not everyone:
                 keys, stored = keys[rows], stored[rows]
             return self._attend_apart(q.unflatten(0, (r, n)), keys, stored, mask).flatten(0, 1)
@@ -188,7 +202,7 @@ class TransformerState(BackboneState):
             own, new = slice(first, first + count), slice(start, start + count)
             oldest = max(start + 1 - (self.config.window or new.stop), 0)
             whole = start == 0 and not self.config.window
-            mask = None if whole else self._mask(positions[None, own], slice(oldest, new.stop))
+            mask = None if whole else self.visibility.mask(positions[None, own], slice(oldest, new.stop))[:, None]
             pieces.append((row, own, new, oldest, mask))
             first += count
 
@@ -231,22 +245,25 @@ class TransformerState(BackboneState):
         """
         config, m = self.config, len(x)
         positions = at_least(positions, self.min_rows)
+        turns = None if self.turns is None else tuple(table[positions] for table in self.turns)
         values = None if values is None else at_least(values, self.min_rows)
-        rotation = self._rotation(positions)
         first = x = self.backbone.start(at_least(x, self.min_rows), positions)
-        n_qk = config.n_heads + config.kv_heads
+        parts = (config.n_heads + config.kv_heads, config.kv_heads)
         for layer, own in enumerate(self.backbone.split_values(values)):
             block: Block = self.backbone.blocks[layer]  # type: ignore[assignment]
             x = block.enter(x, first)
             qkv = block.attention.qkv(normed(block.attention_norm, x)).view(len(x), -1, config.head_width)
-            qk, v = qkv[:, :n_qk], qkv[:, n_qk:]
+            qk, v = qkv.split(parts, dim=1)
             if own is not None:
                 v = v + block.attention.value_scale * own.view(len(x), -1, config.head_width)
             if config.qk_norm:
                 qk = normed(block.attention.norm, qk)
-            if rotation is not None:
-                qk = torch.addcmul(qk * rotation[0], self._turned(qk), rotation[1])
-            mixed = attended(layer, qk[:m, : config.n_heads], qk[:m, config.n_heads :], v[:m])
+            if turns is not None:
+                qk = torch.addcmul(qk * turns[0], self._turned(qk), turns[1])
+            if len(x) > m:
+                qk, v = qk[:m], v[:m]
+            q, k = qk.tensor_split((config.n_heads,), dim=1)
+            mixed = attended(layer, q, k, v)
             x = x + block.attention.out(at_least(mixed.reshape(m, config.width), self.min_rows))
             x = x + block.mlp(normed(block.mlp_norm, x))
         return normed(self.backbone.norm, x)[:m]
@@ -270,15 +287,6 @@ class TransformerState(BackboneState):
         values = None if values is None else values.flatten(0, 1)
         return steps(x, values, self.cache, np.repeat(row, n) if n > 1 else row, positions).view(r, n, -1)
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(M,) positions -> (M, 1, E) cosines and sines of both halves."""
-        angles = self.backbone.angles(positions)
-        if angles is None:
-            return None
-        cos, sin = angles.cos(), angles.sin()
-        dtype = self.cache.dtype
-        return torch.cat([cos, cos], -1)[:, None].to(dtype), torch.cat([sin, sin], -1)[:, None].to(dtype)
-
     def _span(self, before: list[int], longest: int) -> slice:
         """The cached positions that any query of a step sees."""
         window = self.config.window
@@ -286,14 +294,6 @@ class TransformerState(BackboneState):
         if window and self.min_rows == 1:  # in an exact state sums may not begin where other rows make them begin
             oldest = max(min(before) + 1 - window, 0) // CACHE_STEP * CACHE_STEP
         return slice(oldest, -(-longest // CACHE_STEP) * CACHE_STEP)
-
-    def _mask(self, positions: Tensor, span: slice) -> Tensor:
-        """(R, N) positions -> (R, 1, N, S), added to the scores: 0 where a query sees a key, -inf elsewhere."""
-        distance = positions[:, None, :, None] - torch.arange(span.start, span.stop, device=positions.device)
-        seen = distance >= 0
-        if self.config.window:
-            seen &= distance < self.config.window
-        return torch.zeros_like(distance, dtype=self.cache.dtype).masked_fill_(~seen, float("-inf"))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(R, N, H, E) queries, (R, G, S, E) keys and values -> (R, N, H, E), all queries of a row together."""

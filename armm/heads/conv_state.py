@@ -79,13 +79,14 @@ class ConvState(HeadState):
     def _make_buffers(self) -> None:
         (n, w), k = self.history.shape[2:], self.head.config.kernel
         self.open_unit[self.n_rows :] = 0  # rows that only keep products wide: any symbols inside the alphabet
-        self.past_inputs = self.history.flatten(0, 1)  # (M * L, n, W)
+        self.past_inputs, self.history_of = self.history.flatten(0, 1), self.history.unbind(0)  # (M * L, n, W)
         self.taps = self.history.new_empty(self.n_layers, n, k, w)
         self.gathered = self.history.new_empty(self.n_layers * k, n, w) if n > 1 else self.taps.view(-1, n, w)
         self.new = self.taps[:, :, -1]
         self.taps_of, self.input_of = self.taps.flatten(2).unbind(0), self.new.unbind(0)
         self.bias_of = [place.unbind(0) for place in self.bias.unbind(1)]  # of each place and layer
-        self.symbols_of = self.open_unit.unbind(1)
+        self.symbols_of, self.drawn_of = self.open_unit.unbind(1), self.open_unit[: self.n_rows].unbind(1)
+        self.nothing = self.open_unit[:, :0]
         self.sums = [self.history.new_empty(n, 2 * w) for _ in range(self.n_layers)]
         self.signals = [sums[:, :w] for sums in self.sums]
         self.openings = [sums[:, w:] for sums in self.sums]
@@ -245,8 +246,7 @@ class ConvState(HeadState):
                 self.step(at, clock + at // channels)
             elif i == 0 and not fresh:
                 self.step(at - at % channels, clock + at // channels)
-            symbols = choose(self.logits_at(at), i)
-            self.symbols_of[at][: self.n_rows] = symbols
+            self.drawn_of[at].copy_(choose(self.logits_at(at), i))
         self.length = [length + n for length in self.length]
         self.clock = [clock + (start + n) // channels] * self.n_rows
         self.fresh = [(start + n) % channels != 0] * self.n_rows
@@ -293,7 +293,9 @@ class ConvState(HeadState):
 
     def logits_at(self, at: int) -> Tensor:
         """(R, V) logits of the symbol at a place of all rows' open units, whose features are fresh."""
-        logits = self.read(self.features, self.open_unit[:, at - at % self.unit.channels : at])
+        channels = self.unit.channels
+        earlier = self.nothing if channels == 1 else self.open_unit[:, at - at % channels : at]
+        logits = self.read(self.features, earlier)
         return logits if len(logits) == self.n_rows else logits[: self.n_rows]
 
     def step(self, at: int, clock: int | Tensor) -> None:
@@ -320,7 +322,10 @@ class ConvState(HeadState):
             if layer < self.n_layers - 1:
                 inputs = self.input_of[layer]
                 torch.addmm(inputs, self.gated_of[layer], self.residual[layer], out=self.input_of[layer + 1])
-        self.history[slot] = self.new
+        if isinstance(slot, int):
+            self.history_of[slot].copy_(self.new)
+        else:
+            self.history[slot] = self.new
         self.features = self._features(self.gated)
 
     def _features(self, gated: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class RecordedFill:
                     state.step(at, self.clock + at // state.unit.channels)
                 logits = state.logits_at(at)
                 kept = logits if columns is None else logits / temperature + columns[at]
-                state.symbols_of[at][: state.n_rows] = kept.argmax(dim=-1)
+                state.drawn_of[at].copy_(kept.argmax(dim=-1))
                 seen.append(logits)
             return state.open_unit[: state.n_rows, :n], torch.stack(seen, dim=1), state.features
 
