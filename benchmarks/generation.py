@@ -37,7 +37,7 @@ from armm.testing.models import randomised
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 
 REAL_TIME = ("real time 8 kHz", 8000.0)
-FRAME = 32
+FRAME = 64
 WAVENET = CausalConv(kernel=2, channels=64, skip=256, dilations=tuple(2**i for i in range(10)) * 3, hidden_layers=2)
 AUDIO = CausalConv(kernel=4, dilations=(1, 4, 16, 64), channels=48, skip=96, condition=32, hidden_layers=2)
 RGB = CausalConv(
@@ -263,7 +263,7 @@ def text_ngram(setting: Setting) -> Contest:
 
 
 def audio_model(head: CausalConv, backbone: BackboneConfig, setting: Setting) -> AutoregressiveModel:
-    """8 kHz mu-law in frames of 32, random weights, and never an end."""
+    """8 kHz mu-law in frames of 64, random weights, and never an end."""
     model = randomised(build(Audio(sample_rate=8000, frame=FRAME, head=head), backbone))
     with torch.no_grad():
         decision: Any = model.decisions["audio"]

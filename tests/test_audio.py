@@ -18,7 +18,7 @@ from armm.errors import InputError
 from armm.modalities import Audio
 from armm.modalities.audio import mu_law_decode, mu_law_encode, mu_law_error
 
-AUDIO = Audio()
+AUDIO = Audio(frame=32)
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def test_arrays_that_are_no_waveform_are_refused(raw: Any, words: tuple[str, ...
 
 
 def test_clips_that_are_too_long_are_refused_in_seconds() -> None:
-    audio = Audio(max_units=10)
+    audio = Audio(frame=32, max_units=10)
     assert audio.encode(tone(320)).n_units == 10
     with refused("0.1 s (25 frames)", "at most 0.04 s (10 frames)", "audio.max_units"):
         audio.encode(tone(800))

@@ -52,7 +52,7 @@ class Audio(Modality):
     """
 
     sample_rate: int = 8000
-    frame: int = 32
+    frame: int = 64
     levels: int = 256
     max_units: int | None = None
     normalise: Literal["none", "peak"] = "none"
