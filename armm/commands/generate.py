@@ -16,20 +16,20 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from armm import bundle
 from armm.commands import origin as origins
+from armm.commands.drawing import draw, draw_pieces, read_prompt
+from armm.commands.live import Live
 from armm.commands.options import OptionParser
 from armm.commands.origin import Machine, Model, Origin, Versions, write_whole, write_with_origin
-from armm.commands.prompting import Given, Prompt, parse_given, parse_lines, read, sha256
-from armm.commands.request import Request, add_filter_options, parse_proposer, parse_request
+from armm.commands.prompting import Given, Prompt, parse_given, parse_lines, sha256
+from armm.commands.request import add_filter_options, add_search_options, parse_proposer, parse_request
 from armm.errors import InputError
-from armm.generation import Proposer, Sample
-from armm.generation.engine import Drawn
-from armm.generation.sampling import job_of
+from armm.generation import Piece, Proposer, Sample
 from armm.memory import keep_freed_memory
 from armm.model import AutoregressiveModel
 from armm.prepacking import prepack
@@ -60,6 +60,7 @@ def parser() -> OptionParser:
     g.add_argument("--mask", type=Path, metavar="PNG", help="sample the pixels of the prompt that are black in it")
     g.add_argument("--prompt-complete", action="store_true", help="the last prompt is whole; something else follows it")
     add_filter_options(p)
+    add_search_options(p)
     g = p.add_argument_group("where it ends")
     g.add_argument(
         "--max-symbols", type=int, metavar="N", help=f"at most N new symbols (default {DEFAULT_LENGTH} where needed)"
@@ -72,6 +73,12 @@ def parser() -> OptionParser:
     g.add_argument("--batch-size", type=int, default=16, metavar="N", help="samples side by side (default 16)")
     g.add_argument("--proposer", metavar="WHO", help="guesses ahead: ngram, draft:RUN, fixed-point, unit-above or hold")
     g.add_argument("--device", default="cpu", help="where to run, such as cuda (default cpu)")
+    g = p.add_argument_group("what is shown")
+    g.add_argument(
+        "--stream",
+        action="store_true",
+        help="text as it is drawn, one sample at a time; of sound, 16-bit samples into a pipe",
+    )
     return p
 
 
@@ -87,16 +94,19 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"--out {options.out} is a file; name a folder")
     if options.mask is not None and (options.prompts is not None or not options.prompt):
         raise InputError("--mask says which pixels of an image are kept; give the image with --prompt, not --prompts")
+    if options.stream and options.beam is not None:
+        raise InputError("--stream shows what is drawn, --beam has its documents at the end; leave out one of them")
     keep_freed_memory()
     place = bundle.find(options.run)
     model = prepack(bundle.load(place, options.device, options.weights))
     request = parse_request(model, options, DEFAULT_LENGTH)
+    live = Live(model) if options.stream else None
     prompts, names = read_prompts(model, options)
     documents = [read_prompt(model, own, request, name) for own, name in zip(prompts, names, strict=True)]
     made_by = Model(str(place), bundle.content_hash(place))
     origin = Origin(options.seed, 0, 0, prompts[0], request, made_by, this_machine(model))
     proposer = parse_proposer(model, options.proposer, options.device)
-    samples = Collection(model, options.out, origin, prompts, options.prompts is not None, options.n)
+    samples = Collection(model, options.out, origin, prompts, options.prompts is not None, options.n, live)
     samples.make(documents, proposer, options.batch_size)
     samples.report()
     return 0
@@ -117,44 +127,6 @@ def this_machine(model: AutoregressiveModel) -> Machine:
     numba = version("numba") if find_spec("numba") else ""
     versions = Versions(version("armm"), torch.__version__, platform.python_version(), numba)
     return Machine(versions, str(model.begin.device), torch.get_num_threads())
-
-
-def read_prompt(model: AutoregressiveModel, prompt: Prompt, request: Request, option: str) -> Document:
-    return read(model, prompt, option, open_end=not request.prompt_complete)
-
-
-def draw(
-    model: AutoregressiveModel,
-    documents: Sequence[Document],
-    request: Request,
-    seed: int,
-    samples: Sequence[tuple[int, int]],
-    proposer: Proposer | None = None,
-    batch_size: int = 1,
-) -> Iterator[Drawn | Sample]:
-    """Samples, as (prompt, index), as they finish, and the symbols that they get on the way.
-
-    Raises InputError: whatever does not fit the model or each other.
-    """
-    without = Prompt(request.without)
-    return job_of(
-        model,
-        documents,
-        n=1,
-        seed=seed,
-        filters=request.filters(model),
-        proposer=proposer,
-        stops=request.stop,
-        max_symbols=request.max_symbols,
-        prompt_complete=request.prompt_complete,
-        plan=request.plan,
-        guidance=request.guidance,
-        without=read_prompt(model, without, request, "--without") if without.given else None,
-        exact=request.exact,
-        fast=None,
-        batch_size=batch_size,
-        samples=samples,
-    ).run()
 
 
 # -------------------------------------------------------------------- the samples
@@ -178,6 +150,7 @@ class Collection:
         origin: of all of them, but for the number of prompt and sample.
         numbered: whether names of files carry the prompt's number.
         n: samples of each prompt.
+        live: shows samples while they are drawn.
         present: names of the files that are there, in order.
         made: the samples that are in files, by prompt and index.
     """
@@ -188,6 +161,7 @@ class Collection:
     prompts: list[Prompt]
     numbered: bool
     n: int
+    live: Live | None = None
     present: list[str] = field(default_factory=list)
     made: dict[tuple[int, int], Made] = field(default_factory=dict)
     seconds: float = 0.0
@@ -206,19 +180,26 @@ class Collection:
         if not missing:
             return
         request, seed = self.origin.request, self.origin.seed
-        events = draw(self.model, documents, request, seed, missing, proposer, batch_size)
-        began, progress = time.perf_counter(), Progress(len(missing))
+        if self.live is None:
+            events = draw(self.model, documents, request, seed, missing, proposer, batch_size)
+        else:
+            events = draw_pieces(self.model, documents, request, seed, missing, proposer)
+        began, progress = time.perf_counter(), Progress(len(missing), shown=self.live is None)
         try:
             with enough_memory(lambda: f"{len(self.made)} of {len(wanted)} samples are in {self.folder}"):
                 for event in events:
-                    if isinstance(event, Drawn):
-                        progress.symbols(len(event.symbols))
-                    else:
+                    if isinstance(event, Sample):
                         self._write(event)
                         progress.sample()
+                        if self.live is not None:
+                            self.live.end()
+                        continue
+                    progress.symbols(len(event.symbols))
+                    if self.live is not None and isinstance(event, Piece):
+                        self.live.show(event)
         except KeyboardInterrupt:
             state = f"{len(self.made)} of {len(wanted)} samples are in {self.folder}"
-            print(f"\n{state}; the same command makes the others")
+            print(f"\n{state}; the same command makes the others", file=self._words)
             raise
         finally:
             progress.clear()
@@ -227,7 +208,8 @@ class Collection:
     def report(self) -> None:
         """Show what can be shown, and how long it took."""
         done = [self.made[key] for key in sorted(self.made)]
-        show(self.model, [raw for own in done for raw in own.raws], self.folder)
+        raws = [raw for own in done for raw in own.raws]
+        show(self.model, raws, self.folder, texts=self.live is None)
         kept = sum(own.kept for own in done)
         n_symbols = sum(own.n_symbols for own in done)
         rate = n_symbols / max(self.seconds, 1e-9)
@@ -235,8 +217,14 @@ class Collection:
         counts += f" (kept {kept}, made {len(done) - kept})" if kept else ""
         print(
             f"{counts}, {n_symbols:,} symbols in {self.seconds:.1f} s ({rate:,.0f} a second), "
-            f"{'exact' if all(own.exact for own in done) else 'approximate'}, in {self.folder}"
+            f"{'exact' if all(own.exact for own in done) else 'approximate'}, in {self.folder}",
+            file=self._words,
         )
+
+    @property
+    def _words(self) -> TextIO:
+        """Where to say things: not among what is being shown."""
+        return sys.stdout if self.live is None else sys.stderr
 
     def _write(self, sample: Sample) -> None:
         key = sample.prompt, sample.index
@@ -326,15 +314,16 @@ def with_files(model: AutoregressiveModel, sample: Sample) -> list[int]:
     return found if set(found) & set(made) or not made else sorted({*found, *made})
 
 
-def show(model: AutoregressiveModel, shown: Sequence[tuple[str, Any]], folder: Path) -> None:
-    """Print generated text; lay generated images out in one picture."""
+def show(model: AutoregressiveModel, shown: Sequence[tuple[str, Any]], folder: Path, texts: bool = True) -> None:
+    """Print generated texts; lay generated images out in one picture."""
     for name, modality in model.modalities.items():
         raws = [raw for key, raw in shown if key == name]
         if not raws:
             continue
         preview = modality.preview(raws)
         if preview.kind == "text":
-            print(preview.data)
+            if texts:
+                print(preview.data)
         elif preview.kind == "image" and len(raws) > 1:
             from PIL import Image
 
@@ -357,11 +346,15 @@ def enough_memory(state: Callable[[], str]) -> Iterator[None]:
 
 
 class Progress:
-    """A line on a terminal: how many samples of how many, and how fast."""
+    """A line on a terminal: how many samples of how many, and how fast.
 
-    def __init__(self, n: int) -> None:
+    shown: not where something else is being shown.
+    """
+
+    def __init__(self, n: int, shown: bool = True) -> None:
         self.n, self.n_samples, self.n_symbols = n, 0, 0
-        self.on_terminal, self.began, self.shown = sys.stderr.isatty(), time.perf_counter(), 0.0
+        self.on_terminal = shown and sys.stderr.isatty()
+        self.began, self.shown = time.perf_counter(), 0.0
 
     def symbols(self, n: int) -> None:
         """Some were drawn."""

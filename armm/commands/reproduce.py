@@ -14,7 +14,8 @@ import torch
 
 from armm import bundle
 from armm.commands import origin as origins
-from armm.commands.generate import draw, read_prompt, this_machine
+from armm.commands.drawing import draw, read_prompt
+from armm.commands.generate import this_machine
 from armm.commands.options import OptionParser
 from armm.commands.origin import Machine, Origin
 from armm.commands.prompting import about_file, sha256

@@ -57,6 +57,8 @@ class Request:
         without: what guidance steers away from.
         max_symbols: None where documents end by themselves.
         exact: whether samples shall be the same in any batch.
+        beam: the width of a search for the most probable documents, which then are what is made, the best first.
+        length_penalty: of that search.
     """
 
     temperature: float = 1.0
@@ -79,6 +81,8 @@ class Request:
     max_symbols: int | None = None
     weights: str = "float"
     exact: bool = True
+    beam: int | None = None
+    length_penalty: float = 0.0
 
     def filters(self, model: AutoregressiveModel) -> list[Filter]:
         """What the options ask of the logits.
@@ -191,8 +195,34 @@ def add_filter_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def add_search_options(p: argparse.ArgumentParser) -> None:
+    """The options of beam search."""
+    g = p.add_argument_group("the most probable documents, instead of samples")
+    g.add_argument("--beam", type=int, metavar="WIDTH", help="beam search; --n of them at most")
+    g.add_argument(
+        "--length-penalty", type=float, default=0.0, metavar="A", help="0 ranks by probability, 1 by it per symbol"
+    )
+
+
+def check_search(options: argparse.Namespace) -> None:
+    """Raises InputError: what a beam search does not do, or a length penalty without one."""
+    if options.beam is None:
+        if options.length_penalty:
+            raise InputError("--length-penalty ranks the documents of a beam search; add --beam, or leave it out")
+        return
+    for option in ("temperature_of", "stop", "guidance", "without", "plan", "then", "proposer", "mask"):
+        if getattr(options, option):
+            name = f"--{option.replace('_', '-')}"
+            raise InputError(f"--beam searches for what is most probable, without {name}; leave out one of them")
+    if options.temperature != 1:
+        raise InputError("--beam ranks by probability, which --temperature does not change; leave it out")
+    if not options.n <= options.beam:
+        raise InputError(f"--beam {options.beam} finds at most so many documents, --n asks for {options.n}; raise it")
+
+
 def parse_request(model: AutoregressiveModel, options: argparse.Namespace, default_length: int) -> Request:
     """What the options of `armm generate` ask for; so many symbols where documents have no end of their own."""
+    check_search(options)
     plan, complete = planned(model, options)
     limit = options.max_symbols
     if limit is None and not ends_by_itself(model):
@@ -218,6 +248,8 @@ def parse_request(model: AutoregressiveModel, options: argparse.Namespace, defau
         max_symbols=limit,
         weights=options.weights,
         exact=not options.approximate,
+        beam=options.beam,
+        length_penalty=options.length_penalty,
     )
 
 

@@ -68,10 +68,11 @@ def stream(
         model, prompts, n, seed, filters, proposer, stops, max_symbols, prompt_complete, plan, guidance, without, exact,
         fast, batch_size, samples,
     )  # fmt: skip
-    return _pieces(job)
+    return pieces_of(job)
 
 
-def _pieces(job: Job) -> Iterator[Piece | Sample]:
+def pieces_of(job: Job) -> Iterator[Piece | Sample]:
+    """Those of a job, as `stream` gives them."""
     open_samples: dict[tuple[int, int], _Reader] = {}
     for event in job.run():
         key = (event.prompt, event.index)

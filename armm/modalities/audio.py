@@ -156,6 +156,12 @@ class Audio(Modality):
         """Write a WAV of 16-bit samples."""
         _soundfile().write(str(path), raw, self.sample_rate, format="WAV", subtype="PCM_16")
 
+    def pcm(self, raw: np.ndarray) -> bytes:
+        """Little-endian 16-bit samples, as `save` writes them, without a header."""
+        file = io.BytesIO()
+        _soundfile().write(file, raw, self.sample_rate, format="RAW", subtype="PCM_16", endian="LITTLE")
+        return file.getvalue()
+
     def preview(self, raws: Sequence[np.ndarray]) -> Preview:
         """The clips one after another, with a quarter of a second of silence between them."""
         silence = np.zeros(self.sample_rate // 4, dtype=np.float32)
