@@ -74,7 +74,8 @@ def draw(runs: Sequence[Run], names: Sequence[str], path: Path) -> None:
     below.set(ylabel="% of trials", xlabel="steps of training", ylim=(-2, 102))
     for axes in (above, below):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    above.legend(fontsize="small")
+    below.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=3)  # clear of the lines
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
