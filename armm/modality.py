@@ -124,6 +124,15 @@ class Modality(ABC):
         """
         return None
 
+    @property
+    def sound_rate(self) -> int | None:
+        """Samples a second of raw data that is sound; None where it is something else. With it comes `pcm`."""
+        return None
+
+    def pcm(self, raw: Any) -> bytes:
+        """Sound as little-endian 16-bit samples, for a player."""
+        raise NotImplementedError("only sound has samples")
+
     def decode_part(self, segment: Segment, n_done: int) -> tuple[Any, int]:
         """What the symbols from `n_done` on add to the raw data, for streaming.
 

@@ -6,7 +6,6 @@ import sys
 
 from armm.errors import InputError
 from armm.generation import Piece
-from armm.modalities import Audio
 from armm.model import AutoregressiveModel
 
 
@@ -18,12 +17,12 @@ class Live:
 
     def __init__(self, model: AutoregressiveModel) -> None:
         self.texts = {name for name, own in model.modalities.items() if own.symbol_bytes() is not None}
-        sounds = {name: own for name, own in model.modalities.items() if isinstance(own, Audio)}
+        sounds = {name: own for name, own in model.modalities.items() if own.sound_rate}
         self.sounds = {} if sys.stdout.isatty() else sounds
         if not self.texts and not sounds:
             raise InputError(f"--stream shows text and sound, this model makes {', '.join(model.modalities)}")
         if not self.texts and not self.sounds:
-            rate = next(iter(sounds.values())).sample_rate
+            rate = next(iter(sounds.values())).sound_rate
             raise InputError(f"--stream gives sound to a player: add | aplay -t raw -f S16_LE -r {rate}")
 
     def show(self, piece: Piece) -> None:

@@ -156,8 +156,12 @@ class Audio(Modality):
         """Write a WAV of 16-bit samples."""
         _soundfile().write(str(path), raw, self.sample_rate, format="WAV", subtype="PCM_16")
 
+    @property
+    def sound_rate(self) -> int:
+        return self.sample_rate
+
     def pcm(self, raw: np.ndarray) -> bytes:
-        """Little-endian 16-bit samples, as `save` writes them, without a header."""
+        """What `save` writes, without a header."""
         file = io.BytesIO()
         _soundfile().write(file, raw, self.sample_rate, format="RAW", subtype="PCM_16", endian="LITTLE")
         return file.getvalue()
