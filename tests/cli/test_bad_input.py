@@ -51,7 +51,7 @@ DIGITS = "image/digits"
         ("text", ["--prompt", "the cat €"], ["'€' at position 8"]),
         ("text", ["--prompt", "a" * 64], ["64 units", "context is 64"]),
         ("text", ["--prompt", "a" * 1000], ["1000 units", "context is 64"]),
-        ("audio", ["--prompt", "long.wav"], ["context is 1024"]),
+        ("audio", ["--prompt", "long.wav"], ["context is 512"]),
         ("audio", ["--prompt", "whole.png"], ["whole.png is not a WAV"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else value,

@@ -262,8 +262,8 @@ patch(TransformerState, "gather_rows", swap_rows),
         patch(halo.BlockHalo, "at", lambda f, own, symbols, index, h: f(own, symbols, (index - 1).clamp(min=0), h)),
     ),
     "positions that start anew after a prompt": (
-        "text bytes", "small", patch(transformer.TransformerBackbone, "angles",
-              lambda f, own, positions: f(own, positions - positions.flatten()[0]))
+        "text bytes", "small", patch(TransformerState, "_blocks",
+              lambda f, own, x, values, positions, attended: f(own, x, values, positions - positions[0], attended))
     ),
     "a prompt that is read one symbol short": (
         "audio", "none", patch(causal_conv.ConvState, "load",
