@@ -33,8 +33,8 @@ def draw(
     Raises InputError: whatever does not fit the model or each other.
     """
     if request.beam is not None:
-        return search(model, documents, request, request.beam, samples)
-    return job(model, documents, request, seed, samples, proposer, batch_size).run()
+        return _search(model, documents, request, request.beam, samples)
+    return _job(model, documents, request, seed, samples, proposer, batch_size).run()
 
 
 def draw_pieces(
@@ -49,10 +49,10 @@ def draw_pieces(
 
     Raises InputError: as `draw` does.
     """
-    return pieces_of(job(model, documents, request, seed, samples, proposer, batch_size=1))
+    return pieces_of(_job(model, documents, request, seed, samples, proposer, batch_size=1))
 
 
-def job(
+def _job(
     model: AutoregressiveModel,
     documents: Sequence[Document],
     request: Request,
@@ -82,7 +82,7 @@ def job(
     )
 
 
-def search(
+def _search(
     model: AutoregressiveModel,
     documents: Sequence[Document],
     request: Request,

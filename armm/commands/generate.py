@@ -184,7 +184,7 @@ class Collection:
             events = draw(self.model, documents, request, seed, missing, proposer, batch_size)
         else:
             events = draw_pieces(self.model, documents, request, seed, missing, proposer)
-        began, progress = time.perf_counter(), Progress(len(missing), shown=self.live is None)
+        began, progress = time.perf_counter(), Progress(len(missing), alone=self.live is None)
         try:
             with enough_memory(lambda: f"{len(self.made)} of {len(wanted)} samples are in {self.folder}"):
                 for event in events:
@@ -348,18 +348,20 @@ def enough_memory(state: Callable[[], str]) -> Iterator[None]:
 class Progress:
     """A line on a terminal: how many samples of how many, and how fast.
 
-    shown: not where something else is being shown.
+    Attributes:
+        n: samples that are wanted. on_terminal: there is someone to see it, who sees nothing else there.
+        drawn: when the line was last drawn.
     """
 
-    def __init__(self, n: int, shown: bool = True) -> None:
+    def __init__(self, n: int, alone: bool) -> None:
         self.n, self.n_samples, self.n_symbols = n, 0, 0
-        self.on_terminal = shown and sys.stderr.isatty()
-        self.began, self.shown = time.perf_counter(), 0.0
+        self.on_terminal = alone and sys.stderr.isatty()
+        self.began, self.drawn = time.perf_counter(), 0.0
 
     def symbols(self, n: int) -> None:
         """Some were drawn."""
         self.n_symbols += n
-        if self.on_terminal and time.perf_counter() - self.shown > EVERY:
+        if self.on_terminal and time.perf_counter() - self.drawn > EVERY:
             self._show()
 
     def sample(self) -> None:
@@ -373,8 +375,8 @@ class Progress:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _show(self) -> None:
-        self.shown = time.perf_counter()
+        self.drawn = time.perf_counter()
         bar = "=" * (BAR * self.n_samples // self.n)
-        rate = self.n_symbols / max(self.shown - self.began, 1e-9)
+        rate = self.n_symbols / max(self.drawn - self.began, 1e-9)
         line = f"[{bar:<{BAR}}] {self.n_samples} of {self.n} samples, {rate:,.0f} symbols/s"
         print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
