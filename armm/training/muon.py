@@ -28,6 +28,7 @@ class BatchedMuon(Muon):
     Args:
         layouts: of the parameters that are parts of matrices, the whole ones. An update needs all of a matrix: where
             rows are dealt out, each process is sent the rows of some matrices, and sends back their updates.
+        product: what the products are made in; torch's own makes them in bfloat16 everywhere.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class BatchedMuon(Muon):
         momentum: float,
         weight_decay: float,
         layouts: Mapping[nn.Parameter, DTensor] | None = None,
+        product: torch.dtype = torch.float32,
     ) -> None:
         like = Muon([nn.Parameter(torch.zeros(1, 1))], lr=lr, momentum=momentum, weight_decay=weight_decay)
         Optimizer.__init__(self, params, like.defaults)  # its own refuses more than two dimensions
-        self.layouts = layouts or {}
+        self.layouts, self.product = layouts or {}, product
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -72,9 +74,9 @@ class BatchedMuon(Muon):
 
     def _updates(self, params: list[nn.Parameter], wanted: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Of the parameters that this process holds, or of its parts of them; then all processes take part."""
+        wanted = [update.to(self.product) for update in wanted]
         if not self.layouts:
             return updates_of(wanted, group)
-        wanted = [update.to(product_type(update.device)) for update in wanted]  # as the products are made
         layouts = [self.layouts.get(p) for p in params]
         by_rows = [i for i, own in enumerate(layouts) if own is not None and Exchange.applies(own)]
         updates = dict.fromkeys(range(len(params)), wanted[0])
@@ -117,20 +119,30 @@ def matrix_shape(shape: torch.Size) -> tuple[int, int]:
 
 
 def orthogonalised(x: Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float) -> Tensor:
-    """(M, R, C) with R <= C -> the same shape with all singular values near 1, by Newton-Schulz iteration.
-
-    In bfloat16 where the device multiplies it, as torch does everywhere.
-    """
-    a, b, c = coefficients
-    x = x.to(product_type(x.device))
+    """(M, R, C) with R <= C -> the same shape with all singular values near 1, by Newton-Schulz iteration."""
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
+    if x.dtype == torch.float32 and x.shape[2] >= 2 * x.shape[1]:
+        return factor(x @ x.mT, coefficients, n_steps) @ x
+    a, b, c = coefficients
     for _ in range(n_steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def product_type(device: torch.device) -> torch.dtype:
-    """bfloat16, except on a CPU without instructions for it."""
-    slow = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.float32 if slow else torch.bfloat16
+def factor(gram: Tensor, coefficients: tuple[float, float, float], n_steps: int) -> Tensor:
+    """(M, R, R), X Xᵀ -> (M, R, R), by which the same iteration multiplies X: all of it in the small matrices.
+
+    Every iterate is a polynomial of the Gram matrix times X (Gram Newton-Schulz: Dao et al. 2026,
+    tridao.me/blog/2026/gram-newton-schulz). Squared singular values want float32.
+    """
+    a, b, c = coefficients
+    whole = None
+    for step in range(n_steps):
+        own = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        own.diagonal(dim1=-2, dim2=-1).add_(a)
+        whole = own if whole is None else own @ whole
+        if step < n_steps - 1:
+            gram = own @ gram @ own
+    assert whole is not None
+    return whole

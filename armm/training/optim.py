@@ -102,7 +102,9 @@ class MuonAdamW(Optimizer):
         parameters: of each part, in the order of its state.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[dict[str, Any]], config: Optimization) -> None:
+    def __init__(
+        self, matrices: list[nn.Parameter], others: list[dict[str, Any]], config: Optimization, product: torch.dtype
+    ) -> None:
         self.parameters = [[p for group in others for p in group["params"]], matrices]
         self._dealt = {p: nn.Parameter(local(p.detach())) for own in self.parameters for p in own if is_dealt(p)}
         groups = [{**group, "params": self._own(group["params"])} for group in others]
@@ -111,9 +113,8 @@ class MuonAdamW(Optimizer):
         self.parts: list[Optimizer] = [adamw]
         if matrices:
             layouts = {own: p for p, own in self._dealt.items() if isinstance(p, DTensor)}
-            self.parts.append(
-                BatchedMuon(self._own(matrices), config.muon_lr, config.momentum, config.weight_decay, layouts)
-            )
+            rates = config.muon_lr, config.momentum, config.weight_decay
+            self.parts.append(BatchedMuon(self._own(matrices), *rates, layouts, product))
         groups = [group for part in self.parts for group in part.param_groups]
         super().__init__(groups, {})
         # one list of groups, whose dictionaries the parts share: a scheduler's change reaches both
@@ -167,8 +168,8 @@ def kind_of(name: str, parameter: nn.Parameter) -> Kind:
     return "embeddings"
 
 
-def build(model: AutoregressiveModel, config: Optimization) -> MuonAdamW:
-    """The optimiser of a model."""
+def build(model: AutoregressiveModel, config: Optimization, product: torch.dtype = torch.float32) -> MuonAdamW:
+    """The optimiser of a model; Muon's products are made in `product`."""
     hidden = {id(p) for name in model.heads for p in model.head(name).hidden_matrices()} if config.muon_heads else set()
     muon: list[nn.Parameter] = []
     adamw: dict[Kind, list[nn.Parameter]] = {"heads": [], "embeddings": [], "matrices": [], "scalars": []}
@@ -187,4 +188,4 @@ def build(model: AutoregressiveModel, config: Optimization) -> MuonAdamW:
         for kind, params in adamw.items()
         if params
     ]
-    return MuonAdamW(muon, groups, config)
+    return MuonAdamW(muon, groups, config, product)
