@@ -322,12 +322,15 @@ class State:
         return drawn, found[1]
 
     @torch.no_grad()
-    def ahead(self, rows: Sequence[int], guesses: Tensor) -> Tensor:
+    def ahead(self, rows: Sequence[int], guesses: Tensor, choose: Choose | None = None) -> Tensor:
         """(R, n, V) logits of the next symbols of open units, each given the (R, n) guesses before it.
 
         Nothing is written; `accept` writes what was guessed last.
+
+        Args:
+            choose: see `HeadState.ahead`.
         """
-        return self._heads[self.cursors[rows[0]].modality].ahead(self._open(rows), guesses)
+        return self._heads[self.cursors[rows[0]].modality].ahead(self._open(rows), guesses, choose)
 
     @torch.no_grad()
     def accept(self, rows: Sequence[int], symbols: Tensor) -> None:

@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 import torch
 
+from armm import bundle
 from armm.backbones import NoBackbone, Transformer
+from armm.generation.proposers import UnitPace
 from armm.heads import CausalConv, LogisticMixture
 from armm.modalities import Audio, Image
 from armm.model import AutoregressiveModel
@@ -469,3 +471,16 @@ def test_runs_of_different_recipes_have_no_common_scores(tmp_path, capsys):
     with pytest.raises(SystemExit):
         more_training.main([str(runs[0]), "--score", "judge"])
     assert "--score judge: the runs have agreement" in capsys.readouterr().err
+
+
+def test_passes_of_the_fixed_point_are_counted(tmp_path, capsys, monkeypatch):
+    """A row of n pixels takes at most n passes and one to see that nothing changes, and at least that one."""
+    monkeypatch.setattr("armm.generation.units.UnitPace", UnitPace)  # put back afterwards
+    image = Image(size=(4, 6), levels=2, head=CausalConv(channels=4, dilations=(1, 2), halo=1))
+    bundle.save(AutoregressiveModel({"image": image}, Transformer(width=8, n_layers=1, n_heads=2), ["image"]), tmp_path)
+    assert importlib.import_module("fixed_point").main([str(tmp_path), "--n", "1,2"]) == 0
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(int(n), who.strip()) for n, who, *_ in lines] == [
+        (n, who) for n in (1, 2) for who in ("FixedPoint", "UnitAbove", "Hold")
+    ]
+    assert all(1 <= float(mean) <= int(most) <= 7 for _, _, mean, most, _ in lines)

@@ -17,7 +17,7 @@ from armm.generation.draw import Drawer
 from armm.generation.engine import Engine
 from armm.generation.exact import self_test
 from armm.generation.proposers import Pace, UnitPace, View
-from armm.heads import CausalConv
+from armm.heads import CausalConv, GatedPixelCNN, HeadConfig
 from armm.modalities import Image, Text
 from armm.model import AutoregressiveModel
 from armm.state import State
@@ -152,6 +152,23 @@ def test_a_fixed_point_takes_few_passes(image: AutoregressiveModel, monkeypatch:
     assert found == plain
     passes = engines[-1].units.pace.passes
     assert len(passes) == 6 and max(passes) <= 9 and min(passes) >= 1
+
+
+@pytest.mark.parametrize(
+    "head", [CausalConv(channels=4, dilations=(1,), halo=1), GatedPixelCNN(channels=8, n_layers=1)]
+)
+def test_a_fixed_point_waits_for_no_channel(head: HeadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels that know nothing of one another are right at once, whatever their channels know of one another."""
+    monkeypatch.setattr(UnitPace, "choose", lambda self: setattr(self, "guessing", True) or True)
+    passes: list[int] = []
+    monkeypatch.setattr("armm.generation.units.UnitPace", lambda: UnitPace(passes=passes))
+    model = build(image=Image(size=(3, 4), channels=3, levels=6, head=head))
+    for name, parameter in model.heads["image"].named_parameters():
+        if "distribution" not in name:
+            parameter.data.zero_()  # features are the same everywhere
+    plain = {s.index: s.symbols for s in generate(model, n=3, seed=1)}
+    assert {s.index: s.symbols for s in generate(model, n=3, seed=1, proposer=FixedPoint())} == plain
+    assert len(passes) == 3 and set(passes) == {2}  # and one to see that nothing changes
 
 
 # ------------------------------------------------------------------------------ pace

@@ -105,7 +105,8 @@ class UnitDrawer:
             return None
         with self.pace.timed(n) as guessing:
             if guessing:
-                return self._settle(state, rows, self._first_guess(state, rows, lanes, n, proposer), given, noise)
+                guesses = self._first_guess(state, rows, lanes, n, proposer)
+                return self._settle(state, rows, guesses, channels, given, noise)
             return self._one_by_one(state, rows, lanes, given, noise)
 
     def _first_guess(self, state: State, rows: list[int], lanes: Sequence[Lane], n: int, proposer: Proposer) -> Tensor:
@@ -119,24 +120,37 @@ class UnitDrawer:
         )
 
     def _settle(
-        self, state: State, rows: list[int], guesses: Tensor, given: list[list[int]], noise: Tensor | None
+        self,
+        state: State,
+        rows: list[int],
+        guesses: Tensor,
+        channels: int,
+        given: list[list[int]],
+        noise: Tensor | None,
     ) -> Unit:
-        """All symbols at once, from guesses of those before them, until they are what was guessed.
+        """All places at once, from guesses of those before them, until they are what was guessed.
 
         The sample is the only such fixed point; after k calls at least its first k places are right (Wiggers &
-        Hoogeboom, arXiv:2002.09928).
+        Hoogeboom, arXiv:2002.09928). Channels of a place are drawn one after the other, so that they wait for no
+        further call.
         """
-        fixed = [own[place] for place in range(len(rows)) for own in given]
+        fixed = [[own[place] for place in range(len(rows)) for own in given[c::channels]] for c in range(channels)]
+        drawn = torch.empty_like(guesses)
+
+        def choose(logits: Tensor, channel: int) -> Tensor:
+            kept = self.drawer.filtered(logits.flatten(0, 1), [])
+            kept = kept if noise is None else kept + noise[:, channel::channels].flatten(0, 1)
+            symbols = keep_given(kept.argmax(dim=-1), fixed[channel]).view(logits.shape[:2])
+            drawn[:, channel::channels] = symbols
+            return symbols
+
         n_passes = 0
         while True:
             n_passes += 1
-            logits = state.ahead(rows, guesses)
-            kept = self.drawer.filtered(logits.flatten(0, 1), [])
-            kept = kept if noise is None else kept + noise.flatten(0, 1)
-            drawn = keep_given(kept.argmax(dim=-1), fixed).view_as(guesses)
+            logits = state.ahead(rows, guesses, choose)
             if torch.equal(drawn, guesses):
                 break
-            guesses = drawn
+            guesses = drawn.clone()
         state.accept(rows, drawn)
         self.pace.passes.append(n_passes)
         return drawn.tolist(), logits

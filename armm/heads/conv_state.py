@@ -370,7 +370,7 @@ class ConvState(HeadState):
 
     # ------------------------------------------------------------------ many places
 
-    def ahead(self, rows: Tensor, guesses: Tensor) -> Tensor:
+    def ahead(self, rows: Tensor, guesses: Tensor, choose: Choose | None = None) -> Tensor:
         listed, channels = rows.tolist(), self.unit.channels
         at, n_places = self.length[listed[0]] % self.unit.symbols, guesses.shape[1] // channels
         assert at % channels == 0 and guesses.shape[1] % channels == 0, "looking ahead begins and ends between places"
@@ -382,9 +382,13 @@ class ConvState(HeadState):
         times = clock + torch.arange(n_places, device=rows.device)[:, None]  # (p, R)
         bias = self.bias[:, at // channels : at // channels + n_places, wide]
         features = self._places(previous, times, wide, bias).transpose(0, 1)
-        known = guessed.unflatten(1, (-1, channels))
-        flat, known = features.flatten(0, 1), known.flatten(0, 1)
-        logits = torch.stack([self.read(flat, known[:, :c]) for c in range(channels)], dim=1)
+        flat, known = features.flatten(0, 1), guessed.unflatten(1, (-1, channels)).clone()
+        found = []
+        for channel in range(channels):
+            logits = self.read(flat, known[:, :, :channel].flatten(0, 1)).unflatten(0, (len(wide), n_places))
+            if choose is not None:
+                known[:, :, channel] = self._widen(choose(logits[: len(rows)], channel))
+            found.append(logits[: len(rows)])
         for row in listed:
             self.fresh[row] = False
-        return logits.view(len(wide), -1, self.unit.vocab)[: len(rows)]
+        return torch.stack(found, dim=2).flatten(1, 2)

@@ -174,12 +174,14 @@ class HeadState(ABC):
         """
         return None
 
-    def ahead(self, rows: Tensor, guesses: Tensor) -> Tensor:
+    def ahead(self, rows: Tensor, guesses: Tensor, choose: Choose | None = None) -> Tensor:
         """Logits of each of the next symbols of open units, given the guesses before it; nothing is written.
 
         Args:
             rows: (R,), all at the same place of their units.
             guesses: (R, n) int64, no more than the units have room for.
+            choose: takes the (R, P, V) logits of one channel of all places and the channel's number, and returns
+                (R, P) symbols, which the channels after it are told instead of the guesses.
 
         Returns: (R, n, V) float32, the same numbers that stepping through the guesses gives.
         """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from armm.heads.head import HeadState
+from armm.heads.head import Choose, HeadState
 
 if TYPE_CHECKING:
     from armm.heads.row_stack import RowStackHead
@@ -89,7 +89,7 @@ class RowState(HeadState):
             out[group] = self.head.distribution.logits(self.features[chosen], earlier)[: len(group)]
         return out
 
-    def ahead(self, rows: Tensor, guesses: Tensor) -> Tensor:
+    def ahead(self, rows: Tensor, guesses: Tensor, choose: Choose | None = None) -> Tensor:
         listed, channels, n = rows.tolist(), self.unit.channels, guesses.shape[1]
         at = self.length[listed[0]] % self.unit.symbols
         assert at % channels == 0 and n % channels == 0, "looking ahead begins and ends between places"
@@ -97,11 +97,15 @@ class RowState(HeadState):
         guessed = self.open_unit[rows]
         guessed[:, at : at + n] = guesses
         features = self._row(rows, guessed)[:, at // channels : (at + n) // channels].flatten(0, 1)
-        known = guesses.unflatten(1, (-1, channels)).flatten(0, 1)
-        read = self.head.distribution.logits
-        wide, told = self._widen(features), self._widen(known)
-        logits = torch.stack([read(wide, told[:, :c])[: len(features)] for c in range(channels)], dim=1)
-        return logits.view(len(rows), n, self.unit.vocab)
+        wide, known = self._widen(features), guesses.unflatten(1, (-1, channels)).clone()  # (R, P, C)
+        found = []
+        for channel in range(channels):
+            told = self._widen(known[:, :, :channel].flatten(0, 1))
+            logits = self.head.distribution.logits(wide, told)[: len(features)].unflatten(0, (len(rows), -1))
+            if choose is not None:
+                known[:, :, channel] = choose(logits, channel)
+            found.append(logits)
+        return torch.stack(found, dim=2).flatten(1, 2)
 
     def gather_rows(self, index: Tensor) -> None:
         self.above = [above[index] for above in self.above]
