@@ -107,7 +107,7 @@ STUDIES: dict[str, Study] = {
         "audio",
         {
             "as in the recipe": {},
-            **{f"frames of {n}": {f"{AUDIO}.frame": n} for n in (16, 64, 128)},
+            **{f"frames of {n}": {f"{AUDIO}.frame": n} for n in (16, 32, 128)},
             **{f"head of {n} channels": {f"{AUDIO}.head.init_args.channels": n} for n in (32, 64)},
             "receptive field 64": {f"{AUDIO}.head.init_args.dilations": [1, 4, 16]},
             "receptive field 511": {f"{AUDIO}.head.init_args.dilations": [1, 4, 16, 64, 85]},
