@@ -22,6 +22,7 @@ from armm.backbones import fused
 from armm.backbones.backbone import Backbone, BackboneConfig, BackboneState
 from armm.backbones.recycled import Recycle, RecycledBackbone
 from armm.backbones.transformer_state import TransformerState, attend
+from armm.dropout import Dropout
 from armm.errors import InputError
 from armm.exactness import rows_needed
 
@@ -255,7 +256,7 @@ class Block(nn.Module):
         self.attention = Attention(config, has_values)
         self.mlp = MLP(config)
         self.attention_norm, self.mlp_norm = build_norm(config.width, config), build_norm(config.width, config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         if config.residual_scalars:
             self.scale = nn.Parameter(torch.tensor([1.0, 0.1]))
         self.has_scale = config.residual_scalars
@@ -309,7 +310,7 @@ class TransformerBackbone(Backbone):
         self.config = config
         self.blocks = nn.ModuleList(Block(config, layer in config.value_layers) for layer in range(config.n_layers))
         self.norm = build_norm(config.width, config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         # tells device and precision where the matrices are packed and nothing else is left
         self.register_buffer("like", torch.empty(0), persistent=False)
         if config.position == "learned":

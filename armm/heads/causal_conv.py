@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from armm.dropout import Dropout
 from armm.errors import InputError
 from armm.heads.conv_state import ConvState
 from armm.heads.distributions import DistributionConfig, Softmax
@@ -129,7 +130,7 @@ class CausalConvHead(Head):
         sizes = [n_layers * r, *[skip] * config.hidden_layers]
         self.n_features = skip
         self.skip = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.distribution = config.distribution.build(skip, unit.vocab, unit.channels)
         if self.distribution.neighbours:
             raise InputError(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from armm.dropout import Dropout
 from armm.errors import InputError
 from armm.heads.distributions import DistributionConfig, Softmax
 from armm.heads.halo import PixelEmbedder
@@ -104,7 +105,7 @@ class MaskedBlock(RowLayer):
         super().__init__()
         self.reduce, self.expand = nn.Linear(2 * h, h), nn.Linear(h, 2 * h)
         self.conv = MaskedConv(h, h, kernel, strictly=False)
-        self.dropout, self.left = nn.Dropout(dropout), self.conv.left
+        self.dropout, self.left = Dropout(dropout), self.conv.left
 
     def _reduced(self, x: Tensor) -> Tensor:
         return F.relu(self.reduce(F.relu(x)))
@@ -159,7 +160,7 @@ class GatedLayer(RowLayer):
         self.horizontal = OwnRow(channels, 2 * channels, kernel // 2 + 1, strictly=False)
         self.link = nn.Linear(2 * channels, 2 * channels)
         self.out = nn.Linear(channels, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.rows, self.left = kernel // 2, kernel // 2 * channels
 
     def _join(self, v: Tensor, h: Tensor, seen: Tensor, along: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armm.dropout import Dropout
 from armm.heads.distributions import DistributionConfig, Softmax
 from armm.heads.halo import PixelEmbedder
 from armm.heads.head import Head, HeadConfig, Unit
@@ -102,7 +103,7 @@ class RowLSTMLayer(RowLayer):
         self.input = OwnRow(channels, 4 * h, kernel // 2 + 1, strictly=False, bias=True)
         self.state = nn.Linear(kernel * h, 4 * h, bias=False)
         self.out = nn.Linear(h, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def _step(self, sums: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
         """(R, W, 4h) from the input, (R, W, 2h) h and c above -> the row's h and c."""
@@ -148,7 +149,7 @@ class DiagonalLayer(RowLayer):
         # by direction: h of the place above, then of the place before
         self.state = nn.Parameter(torch.randn(2, 2 * h, 4 * h) * (2 * h) ** -0.5)
         self.out = nn.Linear(2 * h, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         n_segments, n_rows, _, _ = x.shape
