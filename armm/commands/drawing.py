@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from armm.commands.prompting import Prompt, read
 from armm.commands.request import Request
-from armm.generation import Piece, Proposer, Sample, beam_search
+from armm.generation import Piece, Proposer, Sample, beam_search, best_of
 from armm.generation.engine import Drawn
 from armm.generation.sampling import Job, job_of
 from armm.generation.streaming import pieces_of
@@ -50,6 +50,19 @@ def draw_pieces(
     Raises InputError: as `draw` does.
     """
     return pieces_of(_job(model, documents, request, seed, samples, proposer, batch_size=1))
+
+
+def best_ones(events: Iterable[Drawn | Sample], n: int, of: int) -> Iterator[Drawn | Sample]:
+    """The same, but of every `of` samples of a prompt the n most probable, when all of them are there."""
+    found: dict[int, list[Sample]] = {}
+    for event in events:
+        if not isinstance(event, Sample):
+            yield event
+            continue
+        own = found.setdefault(event.prompt, [])
+        own.append(event)
+        if len(own) == of:
+            yield from best_of(found.pop(event.prompt), n)
 
 
 def _job(

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ import torch
 
 from armm import bundle
 from armm.commands import origin as origins
-from armm.commands.drawing import draw, draw_pieces, read_prompt
+from armm.commands.drawing import best_ones, draw, draw_pieces, read_prompt
 from armm.commands.live import Live
 from armm.commands.options import OptionParser
 from armm.commands.origin import Machine, Model, Origin, Versions, write_whole, write_with_origin
@@ -171,22 +172,19 @@ class Collection:
 
         Raises InputError: something does not fit, a file cannot be written, or no memory is left.
         """
-        wanted = [(prompt, index) for prompt in range(len(self.prompts)) for index in range(self.n)]
-        self.present = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-        for key in wanted:
-            if (kept := self._kept(*key)) is not None:
-                self.made[key] = kept
-        missing = [key for key in wanted if key not in self.made]
+        missing = self._missing()
         if not missing:
             return
-        request, seed = self.origin.request, self.origin.seed
+        request, seed, n_wanted = self.origin.request, self.origin.seed, len(self.prompts) * self.n
         if self.live is None:
             events = draw(self.model, documents, request, seed, missing, proposer, batch_size)
         else:
             events = draw_pieces(self.model, documents, request, seed, missing, proposer)
-        began, progress = time.perf_counter(), Progress(len(missing), alone=self.live is None)
+        if request.best_of is not None:
+            events = best_ones(events, self.n, request.best_of)
+        began, progress = time.perf_counter(), Progress(n_wanted - len(self.made), alone=self.live is None)
         try:
-            with enough_memory(lambda: f"{len(self.made)} of {len(wanted)} samples are in {self.folder}"):
+            with enough_memory(lambda: f"{len(self.made)} of {n_wanted} samples are in {self.folder}"):
                 for event in events:
                     if isinstance(event, Sample):
                         self._write(event)
@@ -198,12 +196,26 @@ class Collection:
                     if self.live is not None and isinstance(event, Piece):
                         self.live.show(event)
         except KeyboardInterrupt:
-            state = f"{len(self.made)} of {len(wanted)} samples are in {self.folder}"
+            state = f"{len(self.made)} of {n_wanted} samples are in {self.folder}"
             print(f"\n{state}; the same command makes the others", file=self._words)
             raise
         finally:
             progress.clear()
             self.seconds = time.perf_counter() - began
+
+    def _missing(self) -> list[tuple[int, int]]:
+        """The samples, as (prompt, index), that have to be drawn; those that are in files are found."""
+        best_of = self.origin.request.best_of
+        wanted = [(prompt, index) for prompt in range(len(self.prompts)) for index in range(best_of or self.n)]
+        self.present = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        for key in wanted:
+            if (kept := self._kept(*key)) is not None:
+                self.made[key] = kept
+        if best_of is None:
+            return [key for key in wanted if key not in self.made]
+        n_kept = Counter(prompt for prompt, _ in self.made)  # all of a prompt's best, or they are found again
+        self.made = {key: kept for key, kept in self.made.items() if n_kept[key[0]] == self.n}
+        return [key for key in wanted if n_kept[key[0]] != self.n]
 
     def report(self) -> None:
         """Show what can be shown, and how long it took."""

@@ -16,12 +16,14 @@ from armm import bundle
 from armm.commands.prompting import Given, about_file, parse_given, text_name
 from armm.errors import InputError, nearest
 from armm.generation import (
+    Allowed,
     Banned,
     Draft,
     Filter,
     FixedPoint,
     FrequencyPenalty,
     Hold,
+    LogitBias,
     MinP,
     NGram,
     PresencePenalty,
@@ -33,7 +35,7 @@ from armm.generation import (
     Typical,
     UnitAbove,
 )
-from armm.generation.constraints import JsonSchema, Regex
+from armm.generation.constraints import JsonSchema, Lark, Regex
 from armm.generation.requests import ends_by_itself
 from armm.model import AutoregressiveModel
 from armm.prepacking import prepack
@@ -52,13 +54,15 @@ class Request:
 
     Attributes:
         temperature_of: of the symbols of single modalities, such as `audio=0.9`.
-        ban: lists of symbols, such as `10,13` or `text=0-31`.
-        json_schema: the schema itself.
+        ban, allow: lists of symbols, such as `10,13` or `text=0-31`.
+        bias: lists of symbols and nats, such as `10:-2.5` or `text=10:1,13:1`.
+        json_schema, lark: the schema or the grammar itself.
         without: what guidance steers away from.
         max_symbols: None where documents end by themselves.
         exact: whether samples shall be the same in any batch.
         beam: the width of a search for the most probable documents, which then are what is made, the best first.
         length_penalty: of that search.
+        best_of: how many samples of a prompt are drawn, of which the most probable are what is made.
     """
 
     temperature: float = 1.0
@@ -83,6 +87,10 @@ class Request:
     exact: bool = True
     beam: int | None = None
     length_penalty: float = 0.0
+    allow: tuple[str, ...] = ()
+    bias: tuple[str, ...] = ()
+    lark: str | None = None
+    best_of: int | None = None
 
     def filters(self, model: AutoregressiveModel) -> list[Filter]:
         """What the options ask of the logits.
@@ -108,7 +116,15 @@ class Request:
             if value is not None:
                 with about_file(option):
                     built.append(kind(value))
-        return [*built, *(_banned(model, symbols) for symbols in self.ban), *self._grammars(model)]
+        for listed in self.ban:
+            symbols, name = _listed(model, "--ban", listed)
+            with about_file("--ban"):
+                built.append(Banned(symbols, name))
+        for listed in self.allow:
+            symbols, name = _listed(model, "--allow", listed)
+            with about_file("--allow"):
+                built.append(Allowed(symbols, name))
+        return [*built, *(_bias(model, listed) for listed in self.bias), *self._grammars(model)]
 
     def _grammars(self, model: AutoregressiveModel) -> Iterable[Filter]:
         if self.regex is not None:
@@ -119,6 +135,10 @@ class Request:
             text = model.modalities[text_name(model, "--json-schema")]
             with about_file("--json-schema"):
                 yield JsonSchema(self.json_schema, text)
+        if self.lark is not None:
+            text = model.modalities[text_name(model, "--lark")]
+            with about_file("--lark"):
+                yield Lark(self.lark, text)
 
 
 def _temperature_of(model: AutoregressiveModel, argument: str) -> Filter:
@@ -139,24 +159,48 @@ def _check_modality(model: AutoregressiveModel, option: str, name: str) -> None:
         raise InputError(f"{option}: the model has {', '.join(known)}, no {name!r}{nearest(name, known)}")
 
 
-def _banned(model: AutoregressiveModel, argument: str) -> Filter:
-    """`[NAME=]10,13,0-31`."""
+def _named(model: AutoregressiveModel, option: str, argument: str) -> tuple[str, list[str], int]:
+    """`[NAME=]A,B,C`: the modality, if one is named, what is listed, and how many symbols there are."""
     name, separator, listed = argument.partition("=")
     name, listed = (name, listed) if separator else ("", argument)
     if name:
-        _check_modality(model, f"--ban {argument}", name)
+        _check_modality(model, f"{option} {argument}", name)
     vocab = max(modality.vocab for key, modality in model.modalities.items() if name in ("", key))
+    return name, listed.split(","), vocab
+
+
+def _listed(model: AutoregressiveModel, option: str, argument: str) -> tuple[list[int], str]:
+    """`[NAME=]10,13,0-31`."""
+    name, parts, vocab = _named(model, option, argument)
     symbols: set[int] = set()
-    for part in listed.split(","):
+    for part in parts:
         bounds = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
         first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
         if first > last:
-            raise InputError(f"--ban {argument[:60]}: {part!r} is no symbol; write them as 10,13 or as ranges, 0-31")
+            raise InputError(f"{option} {argument[:60]}: {part!r} is no symbol; write them as 10,13 or as ranges, 0-31")
         if last >= vocab:
-            raise InputError(f"--ban {argument[:60]}: there is no symbol {last}, they are 0 to {vocab - 1}")
+            raise InputError(f"{option} {argument[:60]}: there is no symbol {last}, they are 0 to {vocab - 1}")
         symbols.update(range(first, last + 1))
-    with about_file("--ban"):
-        return Banned(sorted(symbols), name)
+    return sorted(symbols), name
+
+
+def _bias(model: AutoregressiveModel, argument: str) -> Filter:
+    """`[NAME=]10:-2.5,13:1`."""
+    name, parts, vocab = _named(model, "--bias", argument)
+    pairs: list[tuple[int, float]] = []
+    for part in parts:
+        found = re.fullmatch(r"\s*(\d{1,9}):([-+]?[\d.]+(?:e[-+]?\d+)?)\s*", part)
+        try:
+            symbol, nats = (int(found[1]), float(found[2])) if found else (-1, 0.0)
+        except ValueError:
+            symbol, nats = -1, 0.0
+        if symbol < 0:
+            raise InputError(f"--bias {argument[:60]}: {part!r} is no symbol with its nats; write them as 10:-2.5,13:1")
+        if symbol >= vocab:
+            raise InputError(f"--bias {argument[:60]}: there is no symbol {symbol}, they are 0 to {vocab - 1}")
+        pairs.append((symbol, nats))
+    with about_file("--bias"):
+        return LogitBias(pairs, name)
 
 
 # --------------------------------------------------------------------- options
@@ -183,8 +227,15 @@ def add_filter_options(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--ban", action="append", default=[], metavar="SYMBOLS", help="never these: [NAME=]10,13,0-31; repeatable"
     )
+    g.add_argument(
+        "--allow", action="append", default=[], metavar="SYMBOLS", help="only these: [NAME=]65-90; repeatable"
+    )
+    g.add_argument(
+        "--bias", action="append", default=[], metavar="NATS", help="more or less of some: [NAME=]10:-2.5,13:1"
+    )
     g.add_argument("--regex", metavar="PATTERN", help="the generated text matches it as a whole")
     g.add_argument("--json-schema", metavar="JSON", help="the generated text is JSON of this schema, or this file's")
+    g.add_argument("--lark", metavar="GRAMMAR", help="the generated text follows this grammar, or this file's")
     g.add_argument("--guidance", type=float, metavar="S", help="classifier-free guidance; 1 is none, 3 strong")
     g.add_argument(
         "--without",
@@ -196,8 +247,9 @@ def add_filter_options(p: argparse.ArgumentParser) -> None:
 
 
 def add_search_options(p: argparse.ArgumentParser) -> None:
-    """The options of beam search."""
+    """The options of beam search and of the best of several samples."""
     g = p.add_argument_group("the most probable documents, instead of samples")
+    g.add_argument("--best-of", type=int, metavar="N", help="draw N samples and keep the --n most probable by symbol")
     g.add_argument("--beam", type=int, metavar="WIDTH", help="beam search; --n of them at most")
     g.add_argument(
         "--length-penalty", type=float, default=0.0, metavar="A", help="0 ranks by probability, 1 by it per symbol"
@@ -205,7 +257,13 @@ def add_search_options(p: argparse.ArgumentParser) -> None:
 
 
 def check_search(options: argparse.Namespace) -> None:
-    """Raises InputError: what a beam search does not do, or a length penalty without one."""
+    """Raises InputError: what a search does not do, or a length penalty without one."""
+    if options.best_of is not None:
+        if options.beam is not None or options.stream:
+            other = "--stream" if options.stream else "--beam"
+            raise InputError(f"--best-of keeps samples when all of them are there, {other} does not; leave out one")
+        if not options.n <= options.best_of:
+            raise InputError(f"--best-of {options.best_of} are fewer than the --n {options.n} to keep; raise it")
     if options.beam is None:
         if options.length_penalty:
             raise InputError("--length-penalty ranks the documents of a beam search; add --beam, or leave it out")
@@ -241,6 +299,7 @@ def parse_request(model: AutoregressiveModel, options: argparse.Namespace, defau
         stop=tuple(options.stop),
         regex=options.regex,
         json_schema=None if options.json_schema is None else read_schema(options.json_schema),
+        lark=None if options.lark is None else read_grammar(options.lark),
         guidance=options.guidance,
         without=parse_given(model, options.without, "--without"),
         prompt_complete=complete,
@@ -250,6 +309,9 @@ def parse_request(model: AutoregressiveModel, options: argparse.Namespace, defau
         exact=not options.approximate,
         beam=options.beam,
         length_penalty=options.length_penalty,
+        allow=tuple(options.allow),
+        bias=tuple(options.bias),
+        best_of=options.best_of,
     )
 
 
@@ -291,6 +353,22 @@ def read_schema(argument: str) -> str:
         raise InputError(
             f"--json-schema {argument[:60]} is neither JSON nor a file that can be read; write "
             '\'{"type": "object"}\' or name a file'
+        ) from error
+
+
+def read_grammar(argument: str) -> str:
+    """A grammar that was typed, which has a rule, or the content of the file that was named.
+
+    Raises InputError: there is no such file.
+    """
+    if ":" in argument and not Path(argument).is_file():
+        return argument
+    try:
+        return Path(argument).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f'--lark {argument[:60]} is neither a grammar nor a file that can be read; write \'start: "yes" | "no"\' '
+            "or name a file"
         ) from error
 
 

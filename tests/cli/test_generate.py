@@ -23,9 +23,11 @@ from armm.commands import generate as generate_command
 from armm.commands import origin as origins
 from armm.errors import InputError
 from armm.generation import (
+    Allowed,
     Banned,
     Filter,
     FrequencyPenalty,
+    LogitBias,
     MinP,
     PresencePenalty,
     RepetitionPenalty,
@@ -34,6 +36,7 @@ from armm.generation import (
     TopK,
     TopP,
     Typical,
+    best_of,
     generate,
 )
 from armm.heads import CausalConv
@@ -100,6 +103,11 @@ def pixels(path: Path) -> np.ndarray:
         (["--repetition-penalty", "4"], [RepetitionPenalty(4)]),
         (["--presence-penalty", "5"], [PresencePenalty(5)]),
         (["--frequency-penalty", "5"], [FrequencyPenalty(5)]),
+        (["--allow", "97-110", "--allow", "text=100-122"], [Allowed(range(97, 111)), Allowed(range(100, 123), "text")]),
+        (
+            ["--bias", "97:3.5,98:-2", "--bias", "text=99:1e1"],
+            [LogitBias({97: 3.5, 98: -2}), LogitBias({99: 10}, "text")],
+        ),
         (["--ban", "0-31,127", "--ban", "text=200-255"], [Banned([*range(32), 127]), Banned(range(200, 256), "text")]),
     ],
     ids=lambda value: value[0] if isinstance(value[0], str) else "",
@@ -142,6 +150,30 @@ def test_texts_follow_a_grammar(models: Path, here: Path, run: Run) -> None:
         run("generate", models / "text", "--json-schema", given, "--ban", "9-32", "--out", f"{number}")
         assert json.loads(samples_in(here / f"{number}")["0-0000.txt"]) in ("yes", "no")
     assert written(here / "0") == written(here / "1")  # the schema itself is kept, wherever it came from
+    grammar = 'start: "one" | "two" "!"~2'
+    (here / "given.lark").write_text(grammar, encoding="utf-8")
+    for number, given in enumerate((grammar, "given.lark")):
+        run("generate", models / "text", "--lark", given, "--out", f"lark{number}")
+        assert samples_in(here / f"lark{number}")["0-0000.txt"] in (b"one", b"two!!")
+    assert written(here / "lark0") == written(here / "lark1")
+
+
+def test_the_best_of_several_are_kept(models: Path, here: Path, run: Run) -> None:
+    """By the library's own order, of every prompt; a second time nothing is drawn, and what is lost is found again."""
+    (here / "lines.txt").write_text("it is\nit was\n", encoding="utf-8")
+    model = bundle.load(models / "text")
+    prompts = [[model.modalities["text"].encode(line)] for line in (b"it is", b"it was")]
+    expected = {}
+    for number, prompt in enumerate(prompts):
+        for sample in best_of(generate(model, [prompt], n=5, max_symbols=20), 2):
+            expected[f"0-{number:04d}-{sample.index:04d}.txt"] = sample.decoded[0].encode("utf-8", "surrogateescape")
+    options = ("--prompts", "lines.txt", "--best-of", "5", "--n", "2", "--max-symbols", "20")
+    run("generate", models / "text", *options)
+    assert samples_in(here / "samples") == expected
+    assert "kept 4, made 0" in run("generate", models / "text", *options)
+    (here / "samples" / min(expected)).unlink()
+    assert "kept 2, made 2" in run("generate", models / "text", *options)
+    assert samples_in(here / "samples") == expected
 
 
 def test_guidance_steers_away(models: Path, here: Path, run: Run) -> None:
@@ -367,6 +399,16 @@ def failing(draw: Callable[..., Iterator[Any]], after: int, error: Exception) ->
         ("text", ["--temperature-of", "text=-1"], ["--temperature-of", "is -1.0"]),
         ("text", ["--temperature-of", "text=1", "--temperature", "2"], ["Temperature and Temperature"]),
         ("text", ["--ban", "a"], ["--ban a", "10,13"]),
+        ("text", ["--allow", "a"], ["--allow a", "10,13"]),
+        ("text", ["--allow", "text=300"], ["--allow text=300", "no symbol 300"]),
+        ("text", ["--bias", "10"], ["--bias 10", "10:-2.5"]),
+        ("text", ["--bias", "10:1.2.3"], ["--bias 10:1.2.3", "10:-2.5"]),
+        ("text", ["--bias", "300:1"], ["no symbol 300"]),
+        ("text", ["--bias", "10:1,10:2"], ["--bias", "twice"]),
+        ("text", ["--lark", "nowhere.lark"], ["--lark nowhere.lark", "name a file"]),
+        ("text", ["--best-of", "2", "--n", "3"], ["--best-of 2", "--n 3"]),
+        ("text", ["--best-of", "2", "--stream"], ["--best-of", "--stream"]),
+        ("text", ["--best-of", "2", "--beam", "2"], ["--best-of", "--beam"]),
         ("text", ["--ban", "9-3"], ["--ban 9-3"]),
         ("text", ["--ban", "0-999999999"], ["--ban", "symbol 999999999", "0 to 255"]),
         ("text", ["--ban", "txt=3"], ["--ban txt=3", "'text'"]),
