@@ -176,12 +176,11 @@ class Collection:
         if not missing:
             return
         request, seed, n_wanted = self.origin.request, self.origin.seed, len(self.prompts) * self.n
-        if self.live is None:
-            events = draw(self.model, documents, request, seed, missing, proposer, batch_size)
-        else:
+        if self.live is not None:
             events = draw_pieces(self.model, documents, request, seed, missing, proposer)
-        if request.best_of is not None:
-            events = best_ones(events, self.n, request.best_of)
+        else:
+            events = draw(self.model, documents, request, seed, missing, proposer, batch_size)
+            events = events if request.best_of is None else best_ones(events, self.n, request.best_of)
         began, progress = time.perf_counter(), Progress(n_wanted - len(self.made), alone=self.live is None)
         try:
             with enough_memory(lambda: f"{len(self.made)} of {n_wanted} samples are in {self.folder}"):

@@ -137,11 +137,11 @@ class UnitDrawer:
         fixed = [[own[place] for place in range(len(rows)) for own in given[c::channels]] for c in range(channels)]
         drawn = torch.empty_like(guesses)
 
-        def choose(logits: Tensor, channel: int) -> Tensor:
+        def choose(logits: Tensor, i: int) -> Tensor:
             kept = self.drawer.filtered(logits.flatten(0, 1), [])
-            kept = kept if noise is None else kept + noise[:, channel::channels].flatten(0, 1)
-            symbols = keep_given(kept.argmax(dim=-1), fixed[channel]).view(logits.shape[:2])
-            drawn[:, channel::channels] = symbols
+            kept = kept if noise is None else kept + noise[:, i::channels].flatten(0, 1)
+            symbols = keep_given(kept.argmax(dim=-1), fixed[i]).view(logits.shape[:2])
+            drawn[:, i::channels] = symbols
             return symbols
 
         n_passes = 0
