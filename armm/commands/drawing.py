@@ -53,7 +53,7 @@ def draw_pieces(
 
 
 def best_ones(events: Iterable[Drawn | Sample], n: int, of: int) -> Iterator[Drawn | Sample]:
-    """The same, but of every `of` samples of a prompt the n most probable, when all of them are there."""
+    """Events of `draw`, but of every `of` samples of a prompt only the n most probable, when all of them are there."""
     found: dict[int, list[Sample]] = {}
     for event in events:
         if not isinstance(event, Sample):

@@ -147,7 +147,9 @@ def test_guesses_that_are_taken_unseen_are_caught(monkeypatch: pytest.MonkeyPatc
     """One pass of the fixed point is right about its first place only."""
     model = CASES["image rows"].model()
 
-    def one_pass(units: UnitDrawer, state: State, rows: Any, guesses: Tensor, given: Any, noise: Tensor) -> Any:
+    def one_pass(
+        units: UnitDrawer, state: State, rows: Any, guesses: Tensor, channels: int, given: Any, noise: Tensor
+    ) -> Any:
         logits = state.ahead(rows, guesses)
         drawn = (logits + noise).argmax(-1)
         state.accept(rows, drawn)
