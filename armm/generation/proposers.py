@@ -211,7 +211,7 @@ class UnitPace:
     seconds: dict[bool, float] = field(default_factory=dict)
     guessing: bool = True
     n_units: int = 0
-    passes: list[int] = field(default_factory=list)  # of every unit that was guessed
+    passes: list[int] = field(default_factory=list)  # of every unit of every sample that was guessed
 
     @contextmanager
     def timed(self, n: int) -> Iterator[bool]:

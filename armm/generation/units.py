@@ -15,6 +15,7 @@ from armm.generation.filter import Row
 from armm.generation.lane import Lane, Settings
 from armm.generation.proposers import Proposer, UnitPace, View
 from armm.grammar import Grammar
+from armm.heads import Choose
 from armm.state import State
 
 Unit = tuple[list[list[int]], Tensor]  # (R, n) symbols and (R, n, V) logits
@@ -132,25 +133,32 @@ class UnitDrawer:
 
         The sample is the only such fixed point; after k calls at least its first k places are right (Wiggers &
         Hoogeboom, arXiv:2002.09928). Channels of a place are drawn one after the other, so that they wait for no
-        further call.
+        further call; a row that is settled waits for the others, and is not computed again.
         """
-        fixed = [[own[place] for place in range(len(rows)) for own in given[c::channels]] for c in range(channels)]
-        drawn = torch.empty_like(guesses)
+        fixed = torch.tensor(given, device=guesses.device).T  # (R, n), -1 for none
+        drawn, passes = guesses.clone(), [0] * len(rows)
+        logits = guesses.new_empty(*guesses.shape, self.grammar.vocab(state.cursors[rows[0]].slot()), dtype=torch.float)
+        moving = torch.arange(len(rows), device=guesses.device)
+        while len(moving):
+            before, listed = drawn[moving], moving.tolist()
+            after = before.clone()
+            choose = self._into(after, fixed[moving], None if noise is None else noise[moving], channels)
+            logits[moving] = state.ahead([rows[place] for place in listed], before, choose)
+            drawn[moving] = after
+            for place in listed:
+                passes[place] += 1
+            moving = moving[(after != before).any(dim=1)]
+        state.accept(rows, drawn)
+        self.pace.passes.extend(passes)
+        return drawn.tolist(), logits
+
+    def _into(self, symbols: Tensor, fixed: Tensor, noise: Tensor | None, channels: int) -> Choose:
+        """Draws a channel of all places into (R, n) symbols; (R, n) fixed ones are kept, -1 for none."""
 
         def choose(logits: Tensor, i: int) -> Tensor:
-            kept = self.drawer.filtered(logits.flatten(0, 1), [])
-            kept = kept if noise is None else kept + noise[:, i::channels].flatten(0, 1)
-            symbols = keep_given(kept.argmax(dim=-1), fixed[i]).view(logits.shape[:2])
-            drawn[:, i::channels] = symbols
-            return symbols
+            kept = self.drawer.filtered(logits.flatten(0, 1), []).view_as(logits)
+            drawn = (kept if noise is None else kept + noise[:, i::channels]).argmax(dim=-1)
+            symbols[:, i::channels] = torch.where(fixed[:, i::channels] < 0, drawn, fixed[:, i::channels])
+            return symbols[:, i::channels]
 
-        n_passes = 0
-        while True:
-            n_passes += 1
-            logits = state.ahead(rows, guesses, choose)
-            if torch.equal(drawn, guesses):
-                break
-            guesses = drawn.clone()
-        state.accept(rows, drawn)
-        self.pace.passes.append(n_passes)
-        return drawn.tolist(), logits
+        return choose
