@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -350,3 +351,38 @@ def test_no_bundle_is_one_line_that_names_the_place(place: str, tmp_path: Path) 
     with pytest.raises(InputError) as error:
         bundle.load(tmp_path / place)
     assert str(tmp_path / place) in message(error)
+
+
+def test_content_hash_is_of_every_byte_and_name(tmp_path: Path) -> None:
+    model, _ = make("rows")
+    bundle.save(model, tmp_path / "one")
+    bundle.save(model, tmp_path / "two")
+    first = bundle.content_hash(tmp_path / "one")
+    assert re.fullmatch("[0-9a-f]{16}", first) and bundle.content_hash(tmp_path / "two") == first
+    weights = tmp_path / "two" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert bundle.content_hash(tmp_path / "two") != first
+    (tmp_path / "one" / "config.json").rename(tmp_path / "one" / "config.jsonx")
+    assert bundle.content_hash(tmp_path / "one") != first
+
+
+def test_a_quantised_model_cannot_be_saved(tmp_path: Path) -> None:
+    """Its codes would be taken for weights; the float bundle that is there stays."""
+    bundle.save(make("bytes")[0], tmp_path / "float")
+    model = bundle.load(tmp_path / "float", weights="int8")
+    assert not model.training
+    for place in (tmp_path / "new", tmp_path / "float"):
+        before = bundle.content_hash(place) if place.exists() else None
+        with pytest.raises(InputError, match="quantised"):
+            bundle.save(model, place)
+        assert (bundle.content_hash(place) if place.exists() else None) == before
+
+
+def test_a_model_without_large_matrices_cannot_be_quantised(tmp_path: Path) -> None:
+    """It says so, rather than going on in float."""
+    model = AutoregressiveModel({"image": Image(size=(4, 6), levels=4, head=PIXELS)}, NoBackbone(width=8), ["image"])
+    bundle.save(model, tmp_path / "model")
+    with pytest.raises(InputError, match="int8"):
+        bundle.load(tmp_path / "model", weights="int8")

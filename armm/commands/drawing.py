@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from armm.commands.prompting import Prompt, read
 from armm.commands.request import Request
@@ -19,37 +19,40 @@ def read_prompt(model: AutoregressiveModel, prompt: Prompt, request: Request, op
     return read(model, prompt, option, open_end=not request.prompt_complete)
 
 
-def draw(
-    model: AutoregressiveModel,
-    documents: Sequence[Document],
-    request: Request,
-    seed: int,
-    samples: Sequence[tuple[int, int]],
-    proposer: Proposer | None = None,
-    batch_size: int = 1,
-) -> Iterator[Drawn | Sample]:
-    """Samples, as (prompt, index), as they finish, and the symbols that they get on the way.
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be drawn, and how it is computed.
+
+    Attributes:
+        documents: the prompts. samples: as (prompt, index).
+        proposer: who guesses ahead. batch_size: samples side by side.
+    """
+
+    model: AutoregressiveModel
+    documents: Sequence[Document]
+    request: Request
+    seed: int
+    samples: Sequence[tuple[int, int]]
+    proposer: Proposer | None = None
+    batch_size: int = 1
+
+
+def draw(wanted: Wanted) -> Iterator[Drawn | Sample]:
+    """Samples as they finish, and the symbols that they get on the way.
 
     Raises InputError: whatever does not fit the model or each other.
     """
-    if request.beam is not None:
-        return _search(model, documents, request, request.beam, samples)
-    return _job(model, documents, request, seed, samples, proposer, batch_size).run()
+    if wanted.request.beam is not None:
+        return _search(wanted, wanted.request.beam)
+    return _job(wanted).run()
 
 
-def draw_pieces(
-    model: AutoregressiveModel,
-    documents: Sequence[Document],
-    request: Request,
-    seed: int,
-    samples: Sequence[tuple[int, int]],
-    proposer: Proposer | None = None,
-) -> Iterator[Piece | Sample]:
+def draw_pieces(wanted: Wanted) -> Iterator[Piece | Sample]:
     """The same, one sample at a time, with what can be shown of it as soon as it can be.
 
     Raises InputError: as `draw` does.
     """
-    return pieces_of(_job(model, documents, request, seed, samples, proposer, batch_size=1))
+    return pieces_of(_job(replace(wanted, batch_size=1)))
 
 
 def best_ones(events: Iterable[Drawn | Sample], n: int, of: int) -> Iterator[Drawn | Sample]:
@@ -65,55 +68,41 @@ def best_ones(events: Iterable[Drawn | Sample], n: int, of: int) -> Iterator[Dra
             yield from best_of(found.pop(event.prompt), n)
 
 
-def _job(
-    model: AutoregressiveModel,
-    documents: Sequence[Document],
-    request: Request,
-    seed: int,
-    samples: Sequence[tuple[int, int]],
-    proposer: Proposer | None,
-    batch_size: int,
-) -> Job:
-    without = Prompt(request.without)
+def _job(wanted: Wanted) -> Job:
+    request, without = wanted.request, Prompt(wanted.request.without)
     return job_of(
-        model,
-        documents,
+        wanted.model,
+        wanted.documents,
         n=1,
-        seed=seed,
-        filters=request.filters(model),
-        proposer=proposer,
+        seed=wanted.seed,
+        filters=request.filters(wanted.model),
+        proposer=wanted.proposer,
         stops=request.stop,
         max_symbols=request.max_symbols,
         prompt_complete=request.prompt_complete,
         plan=request.plan,
         guidance=request.guidance,
-        without=read_prompt(model, without, request, "--without") if without.given else None,
+        without=read_prompt(wanted.model, without, request, "--without") if without.given else None,
         exact=request.exact,
         fast=None,
-        batch_size=batch_size,
-        samples=samples,
+        batch_size=wanted.batch_size,
+        samples=wanted.samples,
     )
 
 
-def _search(
-    model: AutoregressiveModel,
-    documents: Sequence[Document],
-    request: Request,
-    width: int,
-    ranks: Sequence[tuple[int, int]],
-) -> Iterator[Sample]:
-    """Of each prompt the documents of some ranks, as (prompt, rank): those that a beam search finds most probable."""
-    wanted: dict[int, list[int]] = {}
-    for prompt, rank in ranks:
-        wanted.setdefault(prompt, []).append(rank)
-    for prompt, own in wanted.items():
+def _search(wanted: Wanted, width: int) -> Iterator[Sample]:
+    """Of each prompt the documents of some ranks, the samples' indices, that a beam search finds most probable."""
+    request, ranks = wanted.request, dict[int, list[int]]()
+    for prompt, rank in wanted.samples:
+        ranks.setdefault(prompt, []).append(rank)
+    for prompt, own in ranks.items():
         found = beam_search(
-            model,
-            documents[prompt],
+            wanted.model,
+            wanted.documents[prompt],
             width=width,
             n_best=max(own) + 1,
             length_penalty=request.length_penalty,
-            filters=request.filters(model),
+            filters=request.filters(wanted.model),
             max_symbols=request.max_symbols,
             prompt_complete=request.prompt_complete,
             exact=request.exact,

@@ -9,8 +9,7 @@ import sys
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -23,22 +22,22 @@ import torch
 
 from armm import bundle
 from armm.commands import origin as origins
-from armm.commands.drawing import best_ones, draw, draw_pieces, read_prompt
+from armm.commands.drawing import Wanted, best_ones, draw, draw_pieces, read_prompt
 from armm.commands.live import Live
 from armm.commands.options import OptionParser
 from armm.commands.origin import Machine, Model, Origin, Versions, write_whole, write_with_origin
+from armm.commands.progress import Progress, enough_memory
 from armm.commands.prompting import Given, Prompt, parse_given, parse_lines, sha256
-from armm.commands.request import add_filter_options, add_search_options, parse_proposer, parse_request
+from armm.commands.request_options import add_filter_options, add_search_options, parse_proposer, parse_request
 from armm.errors import InputError
 from armm.generation import Piece, Proposer, Sample
+from armm.generation.engine import Drawn
 from armm.memory import keep_freed_memory
 from armm.model import AutoregressiveModel
 from armm.prepacking import prepack
 from armm.sequence import Document
 
 DEFAULT_LENGTH = 1000  # symbols, for models whose documents have no end of their own
-BAR = 24  # characters
-EVERY = 0.2  # seconds
 
 
 def parser() -> OptionParser:
@@ -172,15 +171,19 @@ class Collection:
 
         Raises InputError: something does not fit, a file cannot be written, or no memory is left.
         """
+        self._find_kept()
         missing = self._missing()
         if not missing:
             return
-        request, seed, n_wanted = self.origin.request, self.origin.seed, len(self.prompts) * self.n
+        request, n_wanted = self.origin.request, len(self.prompts) * self.n
+        wanted = Wanted(self.model, documents, request, self.origin.seed, missing, proposer, batch_size)
+        events: Iterator[Drawn | Piece | Sample]
         if self.live is not None:
-            events = draw_pieces(self.model, documents, request, seed, missing, proposer)
+            events = draw_pieces(wanted)
+        elif request.best_of is not None:
+            events = best_ones(draw(wanted), self.n, request.best_of)
         else:
-            events = draw(self.model, documents, request, seed, missing, proposer, batch_size)
-            events = events if request.best_of is None else best_ones(events, self.n, request.best_of)
+            events = draw(wanted)
         began, progress = time.perf_counter(), Progress(n_wanted - len(self.made), alone=self.live is None)
         try:
             with enough_memory(lambda: f"{len(self.made)} of {n_wanted} samples are in {self.folder}"):
@@ -202,19 +205,25 @@ class Collection:
             progress.clear()
             self.seconds = time.perf_counter() - began
 
-    def _missing(self) -> list[tuple[int, int]]:
-        """The samples, as (prompt, index), that have to be drawn; those that are in files are found."""
-        best_of = self.origin.request.best_of
-        wanted = [(prompt, index) for prompt in range(len(self.prompts)) for index in range(best_of or self.n)]
+    def _find_kept(self) -> None:
+        """The samples that are in files; of the best of several, those of prompts that have all of theirs."""
         self.present = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-        for key in wanted:
+        for key in self._drawn():
             if (kept := self._kept(*key)) is not None:
                 self.made[key] = kept
-        if best_of is None:
-            return [key for key in wanted if key not in self.made]
-        n_kept = Counter(prompt for prompt, _ in self.made)  # all of a prompt's best, or they are found again
-        self.made = {key: kept for key, kept in self.made.items() if n_kept[key[0]] == self.n}
-        return [key for key in wanted if n_kept[key[0]] != self.n]
+        if self.origin.request.best_of is not None:
+            n_kept = Counter(prompt for prompt, _ in self.made)
+            self.made = {key: kept for key, kept in self.made.items() if n_kept[key[0]] == self.n}
+
+    def _missing(self) -> list[tuple[int, int]]:
+        """The samples, as (prompt, index), that have to be drawn."""
+        whole = {prompt for prompt, _ in self.made} if self.origin.request.best_of is not None else set()
+        return [key for key in self._drawn() if key not in self.made and key[0] not in whole]
+
+    def _drawn(self) -> list[tuple[int, int]]:
+        """All that would be drawn if nothing were kept, as (prompt, index)."""
+        n = self.origin.request.best_of or self.n
+        return [(prompt, index) for prompt in range(len(self.prompts)) for index in range(n)]
 
     def report(self) -> None:
         """Show what can be shown, and how long it took."""
@@ -339,55 +348,3 @@ def show(model: AutoregressiveModel, shown: Sequence[tuple[str, Any]], folder: P
             from PIL import Image
 
             write_whole(folder / f"{name}-grid.png", Image.fromarray(preview.data).save)
-
-
-# ------------------------------------------------------------ memory and patience
-
-
-@contextmanager
-def enough_memory(state: Callable[[], str]) -> Iterator[None]:
-    """Raises InputError: memory runs out inside; `state` says what is there."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        words = ("DefaultCPUAllocator", "out of memory", "not enough memory")
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
-            raise
-        raise InputError(f"out of memory; {state()}; lower --batch-size or --max-symbols") from error
-
-
-class Progress:
-    """A line on a terminal: how many samples of how many, and how fast.
-
-    Attributes:
-        n: samples that are wanted. on_terminal: there is someone to see it, who sees nothing else there.
-        drawn: when the line was last drawn.
-    """
-
-    def __init__(self, n: int, alone: bool) -> None:
-        self.n, self.n_samples, self.n_symbols = n, 0, 0
-        self.on_terminal = alone and sys.stderr.isatty()
-        self.began, self.drawn = time.perf_counter(), 0.0
-
-    def symbols(self, n: int) -> None:
-        """Some were drawn."""
-        self.n_symbols += n
-        if self.on_terminal and time.perf_counter() - self.drawn > EVERY:
-            self._show()
-
-    def sample(self) -> None:
-        """One is finished."""
-        self.n_samples += 1
-        if self.on_terminal:
-            self._show()
-
-    def clear(self) -> None:
-        if self.on_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _show(self) -> None:
-        self.drawn = time.perf_counter()
-        bar = "=" * (BAR * self.n_samples // self.n)
-        rate = self.n_symbols / max(self.drawn - self.began, 1e-9)
-        line = f"[{bar:<{BAR}}] {self.n_samples} of {self.n} samples, {rate:,.0f} symbols/s"
-        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)

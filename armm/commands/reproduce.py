@@ -14,7 +14,7 @@ import torch
 
 from armm import bundle
 from armm.commands import origin as origins
-from armm.commands.drawing import draw, read_prompt
+from armm.commands.drawing import Wanted, draw, read_prompt
 from armm.commands.generate import this_machine
 from armm.commands.options import OptionParser
 from armm.commands.origin import Machine, Origin
@@ -113,7 +113,7 @@ def make_again(model: AutoregressiveModel, origin: Origin) -> bytes:
     if origin.modality not in model.modalities:
         raise InputError(f"it shows {origin.modality!r}, this model has {', '.join(model.modalities)}")
     document = read_prompt(model, origin.prompt, origin.request, "its prompt")
-    events = draw(model, [document], origin.request, origin.seed, [(0, origin.index)])
+    events = draw(Wanted(model, [document], origin.request, origin.seed, [(0, origin.index)]))
     sample = next(event for event in events if isinstance(event, Sample))
     names = [segment.modality for segment in sample.document]
     if not 0 <= origin.segment < len(names) or names[origin.segment] != origin.modality:

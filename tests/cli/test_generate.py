@@ -17,11 +17,10 @@ from PIL import Image as Pillow
 from tiny_modalities import hash_parameters
 
 from armm import bundle
-from armm.backbones import NoBackbone, Transformer
+from armm.backbones import Transformer
 from armm.cli import main
 from armm.commands import generate as generate_command
 from armm.commands import origin as origins
-from armm.errors import InputError
 from armm.generation import (
     Allowed,
     Banned,
@@ -36,7 +35,6 @@ from armm.generation import (
     TopK,
     TopP,
     Typical,
-    best_of,
     generate,
 )
 from armm.heads import CausalConv
@@ -156,24 +154,6 @@ def test_texts_follow_a_grammar(models: Path, here: Path, run: Run) -> None:
         run("generate", models / "text", "--lark", given, "--out", f"lark{number}")
         assert samples_in(here / f"lark{number}")["0-0000.txt"] in (b"one", b"two!!")
     assert written(here / "lark0") == written(here / "lark1")
-
-
-def test_the_best_of_several_are_kept(models: Path, here: Path, run: Run) -> None:
-    """By the library's own order, of every prompt; a second time nothing is drawn, and what is lost is found again."""
-    (here / "lines.txt").write_text("it is\nit was\n", encoding="utf-8")
-    model = bundle.load(models / "text")
-    prompts = [[model.modalities["text"].encode(line)] for line in (b"it is", b"it was")]
-    expected = {}
-    for number, prompt in enumerate(prompts):
-        for sample in best_of(generate(model, [prompt], n=5, max_symbols=20), 2):
-            expected[f"0-{number:04d}-{sample.index:04d}.txt"] = sample.decoded[0].encode("utf-8", "surrogateescape")
-    options = ("--prompts", "lines.txt", "--best-of", "5", "--n", "2", "--max-symbols", "20")
-    run("generate", models / "text", *options)
-    assert samples_in(here / "samples") == expected
-    assert "kept 4, made 0" in run("generate", models / "text", *options)
-    (here / "samples" / min(expected)).unlink()
-    assert "kept 2, made 2" in run("generate", models / "text", *options)
-    assert samples_in(here / "samples") == expected
 
 
 def test_guidance_steers_away(models: Path, here: Path, run: Run) -> None:
@@ -406,9 +386,6 @@ def failing(draw: Callable[..., Iterator[Any]], after: int, error: Exception) ->
         ("text", ["--bias", "300:1"], ["no symbol 300"]),
         ("text", ["--bias", "10:1,10:2"], ["--bias", "twice"]),
         ("text", ["--lark", "nowhere.lark"], ["--lark nowhere.lark", "name a file"]),
-        ("text", ["--best-of", "2", "--n", "3"], ["--best-of 2", "--n 3"]),
-        ("text", ["--best-of", "2", "--stream"], ["--best-of", "--stream"]),
-        ("text", ["--best-of", "2", "--beam", "2"], ["--best-of", "--beam"]),
         ("text", ["--ban", "9-3"], ["--ban 9-3"]),
         ("text", ["--ban", "0-999999999"], ["--ban", "symbol 999999999", "0 to 255"]),
         ("text", ["--ban", "txt=3"], ["--ban txt=3", "'text'"]),
@@ -458,39 +435,3 @@ def test_mistakes_are_one_line(
     before = everything_in(here)
     refused(["generate", models / model, *(o.replace("IMAGE", str(models / "image")) for o in options)], *words)
     assert everything_in(here) == before
-
-
-# -------------------------------------------------------------------------- bundles
-
-
-def test_content_hash_is_of_every_byte_and_name(tmp_path: Path) -> None:
-    save_model("image", tmp_path / "one")
-    save_model("image", tmp_path / "two")
-    first = bundle.content_hash(tmp_path / "one")
-    assert re.fullmatch("[0-9a-f]{16}", first) and bundle.content_hash(tmp_path / "two") == first
-    weights = tmp_path / "two" / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    assert bundle.content_hash(tmp_path / "two") != first
-    (tmp_path / "one" / "config.json").rename(tmp_path / "one" / "config.jsonx")
-    assert bundle.content_hash(tmp_path / "one") != first
-
-
-def test_a_quantised_model_cannot_be_saved(models: Path, tmp_path: Path) -> None:
-    """Its codes would be taken for weights; the float bundle that is there stays."""
-    model = bundle.load(models / "text", weights="int8")
-    assert not model.training
-    for place in (tmp_path / "new", models / "text"):
-        before = bundle.content_hash(place) if place.exists() else None
-        with pytest.raises(InputError, match="quantised"):
-            bundle.save(model, place)
-        assert (bundle.content_hash(place) if place.exists() else None) == before
-
-
-def test_a_model_without_large_matrices_cannot_be_quantised(tmp_path: Path) -> None:
-    """It says so, rather than going on in float."""
-    model = AutoregressiveModel({"image": SMALL}, NoBackbone(width=8), ["image"])
-    bundle.save(model, tmp_path / "model")
-    with pytest.raises(InputError, match="int8"):
-        bundle.load(tmp_path / "model", weights="int8")

@@ -1,4 +1,4 @@
-"""`armm generate --stream`, what is drawn as soon as it can be shown, and `--beam`, the most probable instead."""
+"""`armm generate --stream`, shown as soon as it can be; `--best-of` and `--beam`, the most probable instead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_modalities import hash_parameters
 from armm import bundle
 from armm.backbones import Transformer
 from armm.cli import main
-from armm.generation import beam_search, generate
+from armm.generation import beam_search, best_of, generate
 from armm.heads import CausalConv
 from armm.modalities import Audio, Image, Text
 from armm.modality import Modality
@@ -37,6 +37,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hash_parameters(model, 3.0, 5 if name == "audio" else 0)  # clips of more than a frame
         bundle.save(model.eval(), place / name)
     return place
+
+
+def texts_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.txt")}
 
 
 class Pipe(io.TextIOWrapper):
@@ -118,6 +122,24 @@ def test_beam_search_writes_the_most_probable(penalty: float, models: Path, here
     assert "kept" not in run("generate", models / "words", "--n", "3")
 
 
+def test_the_best_of_several_are_kept(models: Path, here: Path, run: Run) -> None:
+    """By the library's own order, of every prompt; a second time nothing is drawn, and what is lost is found again."""
+    (here / "lines.txt").write_text("it is\nit was\n", encoding="utf-8")
+    model = bundle.load(models / "text")
+    prompts = [[model.modalities["text"].encode(line)] for line in (b"it is", b"it was")]
+    expected = {}
+    for number, prompt in enumerate(prompts):
+        for sample in best_of(generate(model, [prompt], n=5, max_symbols=20), 2):
+            expected[f"0-{number:04d}-{sample.index:04d}.txt"] = sample.decoded[0].encode("utf-8", "surrogateescape")
+    options = ("--prompts", "lines.txt", "--best-of", "5", "--n", "2", "--max-symbols", "20")
+    run("generate", models / "text", *options)
+    assert texts_in(here / "samples") == expected
+    assert "kept 4, made 0" in run("generate", models / "text", *options)
+    (here / "samples" / min(expected)).unlink()
+    assert "kept 2, made 2" in run("generate", models / "text", *options)
+    assert texts_in(here / "samples") == expected
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -129,6 +151,9 @@ def test_beam_search_writes_the_most_probable(penalty: float, models: Path, here
         (["--beam", "4", "--proposer", "ngram"], ["--proposer"]),
         (["--beam", "4", "--stream"], ["--stream", "--beam"]),
         (["--length-penalty", "1"], ["add --beam"]),
+        (["--best-of", "2", "--n", "3"], ["--best-of 2", "--n 3"]),
+        (["--best-of", "2", "--stream"], ["--best-of", "--stream"]),
+        (["--best-of", "2", "--beam", "2"], ["--best-of", "--beam"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
