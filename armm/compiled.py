@@ -1,16 +1,21 @@
 """What compiled loops share (`pip install "armm[fast]"`): how they are compiled, and a little arithmetic.
 
-Numba keeps what it has compiled on disk and tells by the age of a loop's own file whether that is still right: after a
-change here, delete the `__pycache__` folders beside the loops.
-
 Axes: R rows, I inputs and O outputs of a product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numba import njit
 
 # nothing that reorders sums: a row's results must not depend on how a loop over rows was compiled
@@ -20,11 +25,51 @@ scalar = njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
 
 
 def kept(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled by the first call on a machine, and kept on disk where there is a place to write to."""
+    """Compiled by the first call on a machine, and kept on disk where there is a place to write to.
+
+    Numba keeps code under a function's name and the age of its own file. Here the content of all files that it was
+    made of is in the name. And one process compiles at a time: two that add to numba's index at once may leave the
+    code of one signature under another (its issues 4807 and 10128), from then on.
+    """
+    function.__qualname__ = f"{function.__qualname__}-{digest_of(function.__module__)}"
     try:
-        return njit(function, error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
+        compiled: Any = njit(function, error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
     except RuntimeError:  # numba finds no such place
         return njit(function, error_model="numpy", fastmath={"contract"}, nogil=True)
+    place, compile_now = Path(compiled.stats.cache_path), compiled.compile
+
+    def compile_alone(signature: Any) -> Any:
+        with alone_in(place):
+            return compile_now(signature)
+
+    compiled.compile = compile_alone
+    return compiled
+
+
+def digest_of(module: str) -> str:
+    """Of the source of a module and of all modules whose compiled functions it names."""
+    found, names = hashlib.sha256(), [module]
+    for name in names:
+        own = sys.modules[name]
+        found.update(Path(inspect.getfile(own)).read_bytes())
+        functions = [getattr(value, "py_func", getattr(value, "_defn", None)) for value in vars(own).values()]
+        others = {function.__module__ for function in functions if function is not None}
+        names += sorted(others - set(names))
+    return found.hexdigest()[:12]
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other process is inside with the same folder, where its file system knows locks."""
+    with ExitStack() as held:
+        with suppress(OSError, NotImplementedError):
+            held.enter_context(lock_of(folder))
+        yield
+
+
+@cache
+def lock_of(folder: Path) -> FileLock:
+    return FileLock(folder / "compiling.lock")
 
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
