@@ -9,17 +9,14 @@ import signal
 import sys
 import time
 import warnings
-from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from lightning.fabric.plugins.io import CheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -31,7 +28,7 @@ from armm.memory import keep_freed_memory
 from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
-from armm.training.complaints import LOADER_DIED, explain, of_a_library, plain
+from armm.training.complaints import in_one_line
 from armm.training.data import DataModule
 from armm.training.defaults import TRAINER
 from armm.training.diagnostics import Diagnostics
@@ -277,35 +274,6 @@ def train(arguments: list[str]) -> int:
         return run(recipe, name, arguments, resumed=folder is not None)
 
 
-@contextmanager
-def in_one_line(recipe: Path) -> Iterator[None]:
-    """Have what a user can do something about end as an InputError.
-
-    Raises InputError: of what was raised inside.
-    """
-    try:
-        yield
-    except ArgumentError as error:
-        raise InputError(f"{recipe}: {explain(error)}") from error
-    except InputError as error:
-        raise InputError(plain(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise InputError("there is not enough memory on the device; lower data.batch_size, or data.crop") from error
-    except (OSError, EOFError) as error:
-        if raised_by(error, "multiprocessing"):
-            raise InputError(LOADER_DIED) from error
-        if not isinstance(error, OSError):
-            raise
-        place = error.filename or "a file of the run"
-        raise InputError(f"{place}: {error.strerror or error}; check the place and its space") from error
-    except (RuntimeError, MisconfigurationException, ValueError, TypeError) as error:
-        if said := of_a_library(error):
-            raise InputError(said) from error
-        if isinstance(error, RuntimeError) or not raised_by(error, "lightning"):
-            raise
-        raise InputError(f"{recipe}: the Trainer says: {error}") from error
-
-
 def last_run(name: str, arguments: list[str]) -> Path | None:
     """The run that `armm train RECIPE --resume` goes on with: that of --run_dir, or the recipe's newest."""
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("--run_dir=")]
@@ -387,14 +355,6 @@ def keep_only_runs(folder: Path) -> Iterator[None]:
             if was_empty:
                 folder.mkdir()
         raise
-
-
-def raised_by(error: BaseException, package: str) -> bool:
-    """Whether an error was raised in a package's own code."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return last is not None and str(last.tb_frame.f_globals.get("__name__")).partition(".")[0] == package
 
 
 def report(cli: TrainCLI, seconds: float) -> None:

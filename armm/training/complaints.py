@@ -1,14 +1,19 @@
-"""What jsonargparse says about a recipe or an option, in one line that names the key and the nearest known one."""
+"""What a user can mend, in one line: the complaints of the parser with their keys, of libraries, of the disk."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from armm.backbones import BackboneConfig
 from armm.datasets import Source
@@ -23,6 +28,43 @@ from armm.training.saving import Checkpointing
 SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule, "checkpoints": Checkpointing}
 LOADER_DIED = "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers"
 TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "scores", "score_trials", "size", "resume")
+
+
+@contextmanager
+def in_one_line(recipe: Path) -> Iterator[None]:
+    """Have what a user can do something about end as an InputError.
+
+    Raises InputError: of what was raised inside.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise InputError(f"{recipe}: {explain(error)}") from error
+    except InputError as error:
+        raise InputError(plain(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise InputError("there is not enough memory on the device; lower data.batch_size, or data.crop") from error
+    except (OSError, EOFError) as error:
+        if raised_by(error, "multiprocessing"):
+            raise InputError(LOADER_DIED) from error
+        if not isinstance(error, OSError):
+            raise
+        place = error.filename or "a file of the run"
+        raise InputError(f"{place}: {error.strerror or error}; check the place and its space") from error
+    except (RuntimeError, MisconfigurationException, ValueError, TypeError) as error:
+        if said := of_a_library(error):
+            raise InputError(said) from error
+        if isinstance(error, RuntimeError) or not raised_by(error, "lightning"):
+            raise
+        raise InputError(f"{recipe}: the Trainer says: {error}") from error
+
+
+def raised_by(error: BaseException, package: str) -> bool:
+    """Whether an error was raised in a package's own code."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and str(last.tb_frame.f_globals.get("__name__")).partition(".")[0] == package
 
 
 def explain(error: Exception) -> str:
