@@ -31,10 +31,10 @@ def kept(function: Callable[..., None]) -> Callable[..., None]:
     made of is in the name. And one process compiles at a time: two that add to numba's index at once may leave the
     code of one signature under another (its issues 4807 and 10128), from then on.
     """
-    function.__qualname__ = f"{function.__qualname__}-{digest_of(function.__module__)}"
     try:
+        function.__qualname__ = f"{function.__qualname__}-{digest_of(function.__module__)}"
         compiled: Any = njit(function, error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
-    except RuntimeError:  # numba finds no such place
+    except (RuntimeError, OSError):  # numba finds no such place; or there is no source to read
         return njit(function, error_model="numpy", fastmath={"contract"}, nogil=True)
     place, compile_now = Path(compiled.stats.cache_path), compiled.compile
 
@@ -51,7 +51,7 @@ def digest_of(module: str) -> str:
     found, names = hashlib.sha256(), [module]
     for name in names:
         own = sys.modules[name]
-        found.update(Path(inspect.getfile(own)).read_bytes())
+        found.update(inspect.getsource(own).encode())
         functions = [getattr(value, "py_func", getattr(value, "_defn", None)) for value in vars(own).values()]
         others = {function.__module__ for function in functions if function is not None}
         names += sorted(others - set(names))
