@@ -29,6 +29,27 @@ class TokenEmbedder(nn.Module):
         return F.embedding(symbols[:, 0], self.weight)
 
 
+class PixelFeatures(nn.Module):
+    """A convolution over the pixels of a unit, five wide: edges are learned once, not at every place anew.
+
+    Args:
+        n_features: of a pixel, all its channels.
+        channels: of the result.
+        block: (height, width) of the unit.
+    """
+
+    def __init__(self, n_features: int, channels: int, block: tuple[int, int]) -> None:
+        super().__init__()
+        self.block = block
+        kernel = (5 if block[0] > 1 else 1, 5 if block[1] > 1 else 1)
+        self.convolution = nn.Conv2d(n_features, channels, kernel, padding="same")
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """(M, K, e) embedded symbols -> (M, places * channels)."""
+        pixels = rearrange(symbols, "m (h w c) e -> m (c e) h w", h=self.block[0], w=self.block[1])
+        return rearrange(F.silu(self.convolution(pixels)), "m f h w -> m (h w f)")
+
+
 class UnitEmbedder(nn.Module):
     """Several symbols per unit.
 
@@ -39,6 +60,7 @@ class UnitEmbedder(nn.Module):
         values: (V, n) what a symbol means as numbers; stands beside its embedding.
         grid: (rows, columns) at most, for units that lie on a grid whose header is (rows, columns): learned axial
             embeddings of a unit's row and column are added (Image Transformer, arXiv:1802.05751).
+        block: (height, width) of a unit in pixels, with `channels`: `PixelFeatures` in place of the pixels.
     """
 
     values: Tensor
@@ -51,13 +73,21 @@ class UnitEmbedder(nn.Module):
         symbol_width: int = 16,
         values: Tensor | None = None,
         grid: tuple[int, int] | None = None,
+        block: tuple[int, int] | None = None,
+        channels: int = 0,
     ) -> None:
         super().__init__()
         values = torch.zeros(vocab, 0) if values is None else values
         self.register_buffer("values", torch.cat([values, values.new_zeros(1, values.shape[1])]), persistent=False)
         n_features = symbol_width + values.shape[1]
         self.symbol = nn.Parameter(torch.randn(vocab + 1, symbol_width))
-        self.project = nn.Linear(symbols * n_features, width, bias=False)
+        self.features: PixelFeatures | None = None
+        n_inputs = symbols * n_features
+        if block and channels:
+            n_places = block[0] * block[1]
+            self.features = PixelFeatures(n_inputs // n_places, channels, block)
+            n_inputs = n_places * channels
+        self.project = nn.Linear(n_inputs, width, bias=False)
         self.grid = grid
         if grid:
             self.row = nn.Parameter(torch.randn(grid[0], width) * 0.1)
@@ -65,8 +95,8 @@ class UnitEmbedder(nn.Module):
 
     def forward(self, symbols: Tensor, index: Tensor, header: Tensor) -> Tensor:
         """(M, K) symbols, (M,) index of each unit in its segment, (M, F) header -> (M, width)."""
-        features = torch.cat([self.symbol, self.values], dim=1)[symbols]  # (M, K, e)
-        vectors = self.project(rearrange(features, "m k e -> m (k e)"))
+        embedded = torch.cat([self.symbol, self.values], dim=1)[symbols]  # (M, K, e)
+        vectors = self.project(self.features(embedded) if self.features else embedded.flatten(1))
         if self.grid:
             n_columns = header[:, 1]
             vectors = vectors + self.row[index // n_columns] + self.column[index % n_columns]

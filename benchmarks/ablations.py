@@ -94,7 +94,7 @@ STUDIES: dict[str, Study] = {
             "dilations 1, 2, 4": {f"{IMAGE}.head.init_args.dilations": [1, 2, 4]},
             "dilations 1, 2, 4, 8, 16": {f"{IMAGE}.head.init_args.dilations": [1, 2, 4, 8, 16]},
             "dropout 0.1": {f"{IMAGE}.head.init_args.dropout": 0.1},
-            "Muon for the head too": {"model.optimization.muon_heads": True},
+            "Muon for the head too": {"model.optimization.muon_head_lr": 0.02},
             "AdamW instead of Muon": {"model.optimization.muon_lr": 0.0},
             "Muon's rate 0.02": {"model.optimization.muon_lr": 0.02},
             "float32": {"trainer.precision": "32-true"},
@@ -117,7 +117,7 @@ STUDIES: dict[str, Study] = {
                 f"backbone of {width}, {n} layers": {f"{TRANSFORMER}.width": width, f"{TRANSFORMER}.n_layers": n}
                 for width, n in ((128, 2), (128, 3), (128, 4), (192, 2))
             },
-            "Muon for the head too": {"model.optimization.muon_heads": True},
+            "Muon for the head too": {"model.optimization.muon_head_lr": 0.02},
             "AdamW instead of Muon": {"model.optimization.muon_lr": 0.0},
             "float32": {"trainer.precision": "32-true"},
             **{f"batch {n}": {"data.batch_size": n} for n in (1, 4, 8)},
@@ -131,7 +131,7 @@ STUDIES: dict[str, Study] = {
             **{f"dropout {n}": {f"{IMAGE}.head.init_args.dropout": n} for n in (0.0, 0.15, 0.35)},
             **{f"head of {n} channels": {f"{IMAGE}.head.init_args.channels": n} for n in (16, 32)},
             "EMA 0.99": {"model.optimization.ema": 0.99},
-            "Muon for the head too": {"model.optimization.muon_heads": True},
+            "Muon for the head too": {"model.optimization.muon_head_lr": 0.02},
         },
     ),
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from armm.errors import InputError
 from armm.heads import Categorical, CausalConv, CausalConvHead, Head, HeadState, LogisticMixture, Unit
-from armm.heads.causal_conv import ConvState, Gate
+from armm.heads.causal_conv import ConvState, Gate, gate
 from armm.heads.cross_entropy import nats_of
 from armm.heads.distributions import DistributionConfig, Softmax
 
@@ -125,15 +125,17 @@ def places(of: Unit, rows: int, columns: int) -> Tensor:
     return torch.stack([u // columns * height + p // width, u % columns * width + p % width], dim=1)
 
 
-@pytest.mark.parametrize(("halo", "halo_layers"), [(1, 0), (2, 0), (1, 2), (3, 1)])
-def test_row_halo_sees_all_pixels_of_its_reach(halo: int, halo_layers: int) -> None:
+@pytest.mark.parametrize(
+    ("halo", "halo_layers", "condition_layers"), [(1, 0, 0), (2, 0, 0), (1, 2, 0), (3, 1, 0), (1, 0, 1), (2, 1, 2)]
+)
+def test_row_halo_sees_all_pixels_of_its_reach(halo: int, halo_layers: int, condition_layers: int) -> None:
     """No blind spot: a masked convolution alone never sees some of the pixels right above and to the right."""
     of = unit(9, block=(1, 9), whole_rows=True)
-    config = CausalConv(channels=4, kernel=2, dilations=(1,), halo=halo, halo_layers=halo_layers)
+    config = CausalConv(4, None, 2, (1,), halo=halo, halo_layers=halo_layers, condition_layers=condition_layers)
     seen = influences(build(config, of), of, 7, (7, 1))
     yx = places(of, 7, 1)
     dy, dx = (yx[:, None] - yx[None]).unbind(-1)
-    above = (dy >= 1) & (dy <= halo + halo_layers) & (dx.abs() <= 2 + halo_layers)
+    above = (dy >= 1) & (dy <= halo + halo_layers) & (dx.abs() <= 2 + halo_layers + 2 * condition_layers)
     own_row = (dy == 0) & (dx >= 1) & (dx <= config.receptive_field)
     assert torch.equal(seen, above | own_row)
 
@@ -192,12 +194,18 @@ CASES: dict[str, tuple[Unit, CausalConv, tuple[int, int]]] = {
     "time": (unit(3, continuous=True), CausalConv(channels=4, kernel=3, dilations=(1, 3), hidden_layers=2), (1, 1)),
     "stereo": (unit(2, 2, continuous=True), CausalConv(channels=4, kernel=2, dilations=(2, 1)), (1, 1)),
     "rows": (unit(4, block=(1, 4), whole_rows=True), CausalConv(channels=4, halo=2, halo_layers=1), (6, 1)),
+    "rows, conditioned by layers": (
+        unit(4, block=(1, 4), whole_rows=True),
+        CausalConv(channels=4, halo=1, condition_layers=2),
+        (6, 1),
+    ),
     "rgb rows": (
         unit(3, 3, block=(1, 3), whole_rows=True),
         CausalConv(channels=4, halo=1, distribution=LogisticMixture(2)),
         (6, 1),
     ),
     "patches": (unit(4, block=(2, 2)), CausalConv(channels=4, halo=2), (3, 2)),
+    "patches, conditioned by layers": (unit(4, block=(2, 2)), CausalConv(channels=4, condition_layers=1), (3, 2)),
     "rgb pixels": (unit(1, 3, block=(1, 1)), CausalConv(channels=4, halo=2), (2, 3)),
     # longer than the ring of 8 places, which one row must not leave to the next
     "long rows": (unit(9, block=(1, 9), whole_rows=True), CausalConv(4, kernel=2, dilations=(1, 5), halo=1), (6, 1)),
@@ -399,7 +407,8 @@ def test_dropout_only_in_training() -> None:
         (lambda: CausalConv(dilations=(1, 0)), r"dilations \[1, 0\]"),
         (lambda: CausalConv(hidden_layers=3), "hidden_layers 1 or 2"),
         (lambda: CausalConv(channels=0), "channels must be at least 1"),
-        (lambda: CausalConv(halo=-1), "halo and halo_layers at least 0"),
+        (lambda: CausalConv(halo=-1), "halo, halo_layers and condition_layers must be at least 0"),
+        (lambda: CausalConv(condition_layers=-1), "condition_layers must be at least 0"),
         (lambda: CausalConv(dropout=1.0), "dropout is 1.0"),
         (lambda: Categorical(softcap=0.0), "softcap is 0.0"),
         (lambda: Categorical().build(4, unit(2)), "units have 2; use armm.heads.CausalConv"),
@@ -415,6 +424,18 @@ def test_a_gate_and_its_gradient_are_those_of_tanh_and_sigmoid() -> None:
     signal, opening = sums.chunk(2, dim=-1)
     torch.testing.assert_close(Gate.apply(sums), torch.tanh(signal) * torch.sigmoid(2 * opening))
     assert torch.autograd.gradcheck(Gate.apply, (sums,))
+
+
+def test_the_gate_is_the_same_compiled() -> None:
+    """What torch.compile is given is another formula, with another gradient."""
+    sums = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    signal, opening = sums.detach().chunk(2, dim=-1)
+    compiled = torch.compile(gate, backend="eager", fullgraph=True)
+    (expected,) = torch.autograd.grad(gate(sums).square().sum(), sums)
+    (found,) = torch.autograd.grad(compiled(sums).square().sum(), sums)
+    torch.testing.assert_close(gate(sums), torch.tanh(signal) * torch.sigmoid(2 * opening))
+    torch.testing.assert_close(compiled(sums), gate(sums))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("n", "vocab"), [(1, 1), (7, 5), (300, 1000)])

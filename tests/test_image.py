@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image as pillow
 
+from armm.embedders import UnitEmbedder
 from armm.errors import InputError
 from armm.modalities import Image
 
@@ -129,6 +130,23 @@ def test_embedder_knows_where_a_unit_lies(block: tuple[int, int]) -> None:
     vectors = image.build_embedder(16)(segment.symbols, torch.arange(n_units), header)
     assert vectors.shape == (n_units, 16)
     assert len({tuple(vector) for vector in vectors.tolist()}) == n_units
+
+
+@pytest.mark.parametrize(("channels", "block"), [(1, (1, 6)), (3, (1, 6)), (1, (2, 6)), (3, (2, 6))])
+def test_pixel_features_move_with_the_pixels(channels: Any, block: tuple[int, int]) -> None:
+    """What is learned at one place holds at all: a step to the right moves the features along; no channel is lost."""
+    image = Image(size=(4, 6), channels=channels, levels=5, block=block, embedder_channels=7)
+    embedder = image.build_embedder(16)
+    assert isinstance(embedder, UnitEmbedder) and embedder.features
+    pixels = torch.rand(2, *block, channels, 9)
+    features = embedder.features(pixels.flatten(1, 3)).unflatten(1, (*block, 7))
+    moved = embedder.features(pixels.roll(1, 2).flatten(1, 3)).unflatten(1, (*block, 7))
+    inside = slice(2, block[1] - 3)  # as far from the edges as the convolution reaches
+    torch.testing.assert_close(moved[:, :, inside.start + 1 : inside.stop + 1], features[:, :, inside])
+    for channel in range(channels):
+        other = pixels.clone()
+        other[:, 0, 0, channel] += 1
+        assert not torch.equal(embedder.features(other.flatten(1, 3)), embedder.features(pixels.flatten(1, 3)))
 
 
 @pytest.mark.parametrize(("channels", "block"), [(1, None), (3, None), (1, (1, 1)), (3, (2, 2))])

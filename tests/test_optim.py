@@ -131,7 +131,7 @@ def test_every_kind_has_its_own_rate() -> None:
 def test_muon_can_take_the_hidden_maps_of_heads() -> None:
     """Gates, residual and skip maps; not tables, not the output, whose rows are symbols."""
     model = model_of()
-    optimizer = build(model, Optimization(muon_heads=True))
+    optimizer = build(model, Optimization(muon_head_lr=0.01))
     taken = {name for name in names_of(optimizer, model)[-1] if not name.startswith("backbone.")}
     assert "heads.clip.gates" in taken and "heads.clip.upsample.weight" in taken
     assert not any(word in name for name in taken for word in ("symbol", "distribution", "letters", "bias"))
@@ -224,7 +224,7 @@ def test_a_scheduler_reaches_both_optimisers() -> None:
         {"final": 1.5},
         {"ema": 1.0},
         {"z_loss": -1.0},
-        {"muon_heads": True, "muon_lr": 0.0},
+        {"muon_head_lr": -0.01},
     ],
     ids=str,
 )

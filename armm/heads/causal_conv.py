@@ -43,6 +43,7 @@ class CausalConv(HeadConfig):
         hidden_layers: layers between the skip connections and the output, 1 (PixelCNN) or 2 (WaveNet).
         halo: pixels of known surroundings that an image head reads directly; 0 for none.
         halo_layers: residual convolutions on top of the halo's first.
+        condition_layers: residual convolutions over a unit's places that context and halo pass together.
         dropout: of the gated outputs and of the halo, in training.
         distribution: of a place's symbols.
     """
@@ -55,6 +56,7 @@ class CausalConv(HeadConfig):
     hidden_layers: int = 1
     halo: int = 3
     halo_layers: int = 2
+    condition_layers: int = 0
     dropout: float = 0.0
     distribution: DistributionConfig = field(default_factory=Softmax)
 
@@ -64,8 +66,10 @@ class CausalConv(HeadConfig):
                 f"kernel {self.kernel} with dilations {list(self.dilations)}: "
                 "a causal convolution needs a kernel of at least 2 and dilations of at least 1"
             )
-        if self.channels < 1 or self.hidden_layers not in (1, 2) or self.halo < 0 or self.halo_layers < 0:
-            raise InputError("channels must be at least 1, hidden_layers 1 or 2, halo and halo_layers at least 0")
+        if self.channels < 1 or self.hidden_layers not in (1, 2):
+            raise InputError("channels must be at least 1, hidden_layers 1 or 2")
+        if min(self.halo, self.halo_layers, self.condition_layers) < 0:
+            raise InputError("halo, halo_layers and condition_layers must be at least 0")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}, it must be at least 0 and less than 1")
 
@@ -103,6 +107,14 @@ class Gate(Function):
         return torch.ops.aten.tanh_backward(inside, out)
 
 
+def gate(sums: Tensor) -> Tensor:
+    """(*, 2R) sums -> (*, R), as `Gate` has it."""
+    if torch.compiler.is_compiling():  # one loop each way; of `Gate` it makes three
+        signal, opening = sums.unflatten(-1, (2, -1)).unbind(-2)
+        return torch.tanh(signal) * torch.sigmoid(2 * opening)
+    return Gate.apply(sums)
+
+
 class CausalConvHead(Head):
     """The parallel view; `ConvState` is the same network one place at a time."""
 
@@ -122,6 +134,10 @@ class CausalConvHead(Head):
         if unit.block and config.halo and not unit.continuous:
             halo = RowHalo if unit.whole_rows else BlockHalo
             self.halo = halo(unit, z, config.halo, config.halo_layers)
+        self.block = unit.block or (1, unit.places)
+        kernel = (3 if self.block[0] > 1 else 1, 5 if self.block[1] > 1 else 1)
+        convolutions = (nn.Conv2d(z, z, kernel, padding="same") for _ in range(config.condition_layers))
+        self.condition_layers = nn.ModuleList(convolutions)
         # rows: the taps, oldest first, then the conditioning channels, zero so that it starts unconditional
         self.gates = nn.Parameter(torch.randn(n_layers, k * r + z, 2 * r) * (k * r) ** -0.5)
         nn.init.zeros_(self.gates[:, k * r :])
@@ -153,7 +169,13 @@ class CausalConvHead(Head):
     def conditioning(self, context: Tensor, halo: Tensor | None) -> Tensor:
         """(*, D) context and (*, P, Z) halo -> (*, P, Z), what the gates see beside the symbols."""
         condition = self.upsample(context).unflatten(-1, (self.unit.places, -1))
-        return self.dropout(condition if halo is None else condition + halo)
+        condition = condition if halo is None else condition + halo
+        if self.condition_layers:
+            x = rearrange(condition, "... (h w) z -> (...) z h w", h=self.block[0])
+            for layer in self.condition_layers:
+                x = x + layer(F.silu(x))
+            condition = rearrange(x, "n z h w -> n (h w) z").reshape(condition.shape)
+        return self.dropout(condition)
 
     def stack(self, x: Tensor, condition: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, T, R) inputs, (B, T, Z) conditioning -> (B, T, H) features and each layer's (B, T, R) input."""
@@ -167,7 +189,7 @@ class CausalConvHead(Head):
             padded = F.pad(x, (0, 0, (k - 1) * dilation, 0))  # left padding alone keeps it causal
             maps = F.conv2d(rearrange(padded, "b t r -> b r 1 t"), taps[layer], dilation=(1, dilation))
             sums = rearrange(maps, "b o 1 t -> b t o") + F.linear(condition, conditioning[layer], biases[layer])
-            z = self.dropout(Gate.apply(sums))
+            z = self.dropout(gate(sums))
             gated.append(z)
             x = x + z @ self.residual[layer]
         return self.features(torch.cat(gated, dim=-1)), inputs
@@ -220,7 +242,8 @@ class CausalConvHead(Head):
         return ConvState(self, n_rows, min_rows)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        maps = [m.weight for part in (self.skip, self.halo) if part for m in part.modules() if isinstance(m, LAYERS)]
+        parts = self.skip, self.halo, self.condition_layers
+        maps = [m.weight for part in parts if part for m in part.modules() if isinstance(m, LAYERS)]
         return [self.gates, self.residual, self.upsample.weight, *maps]  # type: ignore[list-item]
 
     def set_unigram(self, log_unigram: Tensor) -> None:

@@ -83,9 +83,9 @@ def _side_by_side(state: ConvState, rows: list[int]) -> tuple[Lanes, np.ndarray]
 
 
 def compiled_conditioning(state: ConvState) -> CompiledConditioning | None:
-    """Contexts as biases in compiled code; None where there is none for a head's device or its precision."""
+    """Contexts as biases in compiled code; None where there is none for a head's device, precision or layers."""
     known = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (state.bias, *state.head.parameters()))
-    return CompiledConditioning(state) if known else None
+    return CompiledConditioning(state) if known and not state.head.condition_layers else None
 
 
 def compiled_fill(state: ConvState) -> CompiledFill | None:

@@ -47,6 +47,8 @@ class Image(Modality):
         levels: how many values a channel has, 2 to 256; 8-bit files are rounded to the nearest.
         block: (height, width) in pixels of a unit: [1, 1] pixels, [p, p] patches, [1, w] strips; null for whole rows,
             which need `size`.
+        embedder_channels: channels of a convolution over a unit's pixels from which the backbone's input is made; 0 to
+            make it of the pixels themselves.
         background: what to lay transparent pictures on; null to refuse them.
         head: the head; by default softmax at one symbol per unit and the causal convolution block for more.
         name: its name in a model.
@@ -57,6 +59,7 @@ class Image(Modality):
     channels: Literal[1, 3] = 1
     levels: int = 256
     block: tuple[int, int] | None = None
+    embedder_channels: int = 0
     background: Literal["black", "white"] | None = None
     head: HeadConfig | None = None
     name: str = "image"
@@ -73,6 +76,8 @@ class Image(Modality):
             raise InputError(f"{self.name}.channels is {self.channels}; expected 1 (grey) or 3 (RGB)")
         if not 2 <= self.levels <= 256:
             raise InputError(f"{self.name}.levels is {self.levels}; expected 2 to 256")
+        if self.embedder_channels < 0:
+            raise InputError(f"{self.name}.embedder_channels is {self.embedder_channels}; it must be at least 0")
         if (self.size is None) == (self.max_size is None):
             raise InputError(
                 f"{self.name}: set either size, where all images have one size, or max_size, where they differ"
@@ -143,7 +148,10 @@ class Image(Modality):
 
     def build_embedder(self, width: int) -> nn.Module:
         """Of the pixels, and of where the unit lies."""
-        return UnitEmbedder(self.levels, self.unit_symbols, width, SYMBOL_WIDTH, self._values(), self.grid)
+        n, values, block = self.unit_symbols, self._values(), self._block
+        return UnitEmbedder(
+            self.levels, n, width, SYMBOL_WIDTH, values, self.grid, block=block, channels=self.embedder_channels
+        )
 
     # ------------------------------------------------------------------ data
 

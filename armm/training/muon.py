@@ -6,7 +6,7 @@ model's own step: the products are the same, the calls are a tenth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Muon, Optimizer
+from torch.optim.optimizer import ParamsT
 
 from armm.training.exchange import Exchange
 from armm.training.layout import part_of, spread, whole
@@ -33,7 +34,7 @@ class BatchedMuon(Muon):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: ParamsT,
         lr: float,
         momentum: float,
         weight_decay: float,

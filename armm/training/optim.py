@@ -33,7 +33,7 @@ class Optimization:
         embedding_lr: AdamW's for embedding tables and learned positions; `lr` by default.
         head_lr: AdamW's for the matrices of the heads; `lr` by default.
         scalar_lr: AdamW's for gains, biases, residual scalars and other vectors; `lr` by default.
-        muon_heads: Muon takes the maps between hidden features of the heads too.
+        muon_head_lr: Muon's, for the maps between hidden features of the heads; 0 gives them to AdamW.
         momentum: of Muon.
         betas: of AdamW.
         weight_decay: of all matrices and tables, by either optimiser.
@@ -51,7 +51,7 @@ class Optimization:
     embedding_lr: float | None = None
     head_lr: float | None = None
     scalar_lr: float | None = None
-    muon_heads: bool = False
+    muon_head_lr: float = 0.0
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -63,14 +63,14 @@ class Optimization:
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.muon_lr < 0 or self.weight_decay < 0:
-            raise InputError("optimization: lr must be greater than 0, muon_lr and weight_decay at least 0")
+        if self.lr <= 0 or min(self.muon_lr, self.muon_head_lr, self.weight_decay) < 0:
+            raise InputError(
+                "optimization: lr must be greater than 0, muon_lr, muon_head_lr and weight_decay at least 0"
+            )
         for key in ("embedding_lr", "head_lr", "scalar_lr"):
             rate = getattr(self, key)
             if rate is not None and rate < 0:
                 raise InputError(f"optimization: {key} is {rate}, it must be at least 0; 0 leaves them as they begin")
-        if self.muon_heads and not self.muon_lr:
-            raise InputError("optimization: muon_heads needs Muon, whose rate is muon_lr: 0; raise it")
         if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
             raise InputError(
                 f"optimization: warmup {self.warmup} and decay {self.decay} are fractions of the run "
@@ -103,13 +103,16 @@ class MuonAdamW(Optimizer):
     """
 
     def __init__(
-        self, matrices: list[nn.Parameter], others: list[dict[str, Any]], config: Optimization, product: torch.dtype
+        self,
+        matrices: list[dict[str, Any]],
+        others: list[dict[str, Any]],
+        config: Optimization,
+        product: torch.dtype,
     ) -> None:
-        self.parameters = [[p for group in others for p in group["params"]], matrices]
+        self.parameters = [[p for group in groups for p in group["params"]] for groups in (others, matrices)]
         self._dealt = {p: nn.Parameter(local(p.detach())) for own in self.parameters for p in own if is_dealt(p)}
-        groups = [{**group, "params": self._own(group["params"])} for group in others]
         fused = all(p.device.type in ("cpu", "cuda") for own in self.parameters for p in own)
-        adamw = AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=0.0, fused=fused or None)
+        adamw = AdamW(self._own(others), lr=config.lr, betas=config.betas, weight_decay=0.0, fused=fused or None)
         self.parts: list[Optimizer] = [adamw]
         if matrices:
             layouts = {own: p for p, own in self._dealt.items() if isinstance(p, DTensor)}
@@ -120,8 +123,8 @@ class MuonAdamW(Optimizer):
         # one list of groups, whose dictionaries the parts share: a scheduler's change reaches both
         self.param_groups = groups
 
-    def _own(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-        return [self._dealt.get(p, p) for p in parameters]
+    def _own(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**group, "params": [self._dealt.get(p, p) for p in group["params"]]} for group in groups]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         loss = None
@@ -170,15 +173,13 @@ def kind_of(name: str, parameter: nn.Parameter) -> Kind:
 
 def build(model: AutoregressiveModel, config: Optimization, product: torch.dtype = torch.float32) -> MuonAdamW:
     """The optimiser of a model; Muon's products are made in `product`."""
-    hidden = {id(p) for name in model.heads for p in model.head(name).hidden_matrices()} if config.muon_heads else set()
-    muon: list[nn.Parameter] = []
+    hidden = {id(p) for name in model.heads for p in model.head(name).hidden_matrices()}
+    muon: dict[float, list[nn.Parameter]] = {}
     adamw: dict[Kind, list[nn.Parameter]] = {"heads": [], "embeddings": [], "matrices": [], "scalars": []}
     for name, parameter in model.named_parameters():
         kind = kind_of(name, parameter)
-        if config.muon_lr and (kind == "matrices" or id(parameter) in hidden):
-            muon.append(parameter)
-        else:
-            adamw[kind].append(parameter)
+        rate = config.muon_lr if kind == "matrices" else config.muon_head_lr if id(parameter) in hidden else 0.0
+        (muon.setdefault(rate, []) if rate else adamw[kind]).append(parameter)
     groups = [
         {
             "params": params,
@@ -188,4 +189,5 @@ def build(model: AutoregressiveModel, config: Optimization, product: torch.dtype
         for kind, params in adamw.items()
         if params
     ]
-    return MuonAdamW(muon, groups, config, product)
+    matrices = [{"params": params, "lr": rate} for rate, params in muon.items()]
+    return MuonAdamW(matrices, groups, config, product)

@@ -45,6 +45,7 @@ BACKBONES: dict[str, BackboneConfig] = {
 }  # fmt: skip
 
 CONV = CausalConv(channels=4, kernel=2, dilations=(1, 2), halo=2, halo_layers=1, dropout=0.1)
+LAYERED = CausalConv(channels=4, kernel=2, dilations=(1, 2), halo=1, halo_layers=0, condition_layers=2)
 WAVE = CausalConv(channels=4, kernel=3, dilations=(1, 4), hidden_layers=2)
 CLASSICS = {
     "PixelCNN": PixelCNN(channels=3, n_layers=2, first=5),
@@ -107,6 +108,12 @@ CASES: dict[str, Case] = {
     "image rows without halo": alone("image", lambda: Image(size=(3, 4), levels=3, head=CausalConv(4, halo=0))),
     "image RGB rows": alone("image", lambda: Image(size=(3, 3), channels=3, levels=8, head=CONV)),
     "image RGB rows, mixture": alone("image", lambda: Image(size=(3, 3), channels=3, head=MIXTURE)),
+    "image rows, conditioned by layers": alone(
+        "image", lambda: Image(size=(4, 4), levels=3, embedder_channels=3, head=LAYERED)
+    ),
+    "image patches, conditioned by layers": alone(
+        "image", lambda: Image(size=(4, 4), levels=4, block=(2, 2), embedder_channels=3, head=LAYERED)
+    ),
     "image patches": alone("image", lambda: Image(size=(4, 6), levels=4, block=(2, 2), head=CONV)),
     "image RGB patches, mixture": alone(
         "image", lambda: Image(size=(4, 4), channels=3, levels=32, block=(2, 2), head=MIXTURE)
@@ -125,6 +132,7 @@ CASES: dict[str, Case] = {
         "image", lambda: Image(size=(3, 2), channels=3, levels=3, head=CLASSICS["Diagonal BiLSTM"])
     ),
     "audio": alone("audio", lambda: Audio(frame=4, head=WAVE), 23),
+    "audio, conditioned by layers": alone("audio", lambda: Audio(frame=4, levels=16, head=LAYERED), 23),
     "audio, mixture": alone(
         "audio", lambda: Audio(frame=3, head=CausalConv(4, kernel=2, dilations=(1, 2), distribution=LogisticMixture(2)))
     ),
