@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import Any
 
@@ -225,12 +226,27 @@ def test_a_scheduler_reaches_both_optimisers() -> None:
         {"ema": 1.0},
         {"z_loss": -1.0},
         {"muon_head_lr": -0.01},
+        {"lr": math.nan},
+        {"muon_lr": math.inf},
+        {"weight_decay": math.inf},
+        {"z_loss": math.nan},
+        {"momentum": -1.0},
+        {"momentum": 1.5},
+        {"betas": (1.5, 0.9)},
+        {"betas": (0.9, math.nan)},
     ],
     ids=str,
 )
-def test_impossible_rates_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="optimization"):
-        Optimization(**options)  # type: ignore[arg-type]
+def test_impossible_rates_are_refused(options: dict[str, Any]) -> None:
+    """All of these end in a traceback later, or quietly in weights that are no numbers."""
+    with pytest.raises(InputError, match=f"optimization: .*{next(iter(options))}"):
+        Optimization(**options)
+
+
+def test_the_decay_of_wsd_does_not_limit_a_cosines_warm_up() -> None:
+    config = Optimization(schedule="cosine", warmup=0.6)
+    assert config.factor(0.3, 0.0) == pytest.approx(0.5)
+    assert config.factor(0.8, 0.0) == pytest.approx(0.5)
 
 
 # ------------------------------------------------------------------------- resume

@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.fabric.plugins.io import CheckpointIO
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -30,7 +31,7 @@ from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
 from armm.training.complaints import in_one_line
 from armm.training.data import DataModule
-from armm.training.defaults import TRAINER
+from armm.training.defaults import TRAINER, check_trainer
 from armm.training.diagnostics import Diagnostics
 from armm.training.module import GenerativeModule
 from armm.training.precision import AUTO, allow_auto, choose, several_processes
@@ -172,6 +173,7 @@ class TrainCLI(LightningCLI):
                 f"run_dir {self.run_dir} already holds a run; go on with it by armm train --resume {self.run_dir}, "
                 "name another or remove it"
             )
+        check_trainer(self.config["trainer"])
         if self.config["n_samples"] < 0:
             raise InputError(f"n_samples is {self.config['n_samples']}, it must be at least 0; 0 logs none")
 
@@ -197,6 +199,8 @@ class TrainCLI(LightningCLI):
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)
         given = trainer["callbacks"] or []
         own: list[L.Callback] = [speed, Diagnostics(), self.recorder]
+        if self.saved:  # once the checkpoint has been taken: a run that refuses other keys keeps its own
+            own.append(LambdaCallback(on_train_start=lambda trainer, module: self.save_config()))
         if self.config["n_samples"]:
             own.append(SampleLogger(self.config["n_samples"]))
         if trainer["enable_progress_bar"] is not False:
@@ -265,6 +269,8 @@ def train(arguments: list[str]) -> int:
         if is_complete(folder) and not own:
             print(f"{folder}: complete; train it longer by --trainer.max_steps, or begin a new run without --resume")
             return 0
+        if any(argument.partition("=")[0] == "--size" for argument in own):
+            raise InputError(f"--size changes the model, and {folder} goes on with its own; leave --size out")
         arguments = [*own, f"--run_dir={folder}"]
     else:
         arguments = with_size(arguments, yaml.safe_load(recipe.read_text(encoding="utf-8")))
@@ -293,7 +299,8 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     cli.model.prepare(cli.datamodule)
     check_scores(cli.config_init["scores"], cli.model.model)
     with keep_only_runs(cli.run_dir), pointing_at(cli.run_dir), in_one_line(recipe):
-        cli.save_config()
+        if cli.saved is None:
+            cli.save_config()
         began = time.perf_counter()
         step = cli.saved.step if cli.saved else 0
         for logger in cli.trainer.loggers:

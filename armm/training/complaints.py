@@ -27,6 +27,7 @@ from armm.training.saving import Checkpointing
 
 SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule, "checkpoints": Checkpointing}
 LOADER_DIED = "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers"
+NO_MEMORY = "there is not enough memory; lower data.batch_size, data.crop or the size of the model"
 TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "scores", "score_trials", "size", "resume")
 
 
@@ -42,8 +43,8 @@ def in_one_line(recipe: Path) -> Iterator[None]:
         raise InputError(f"{recipe}: {explain(error)}") from error
     except InputError as error:
         raise InputError(plain(error)) from error
-    except torch.OutOfMemoryError as error:
-        raise InputError("there is not enough memory on the device; lower data.batch_size, or data.crop") from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(NO_MEMORY) from error
     except (OSError, EOFError) as error:
         if raised_by(error, "multiprocessing"):
             raise InputError(LOADER_DIED) from error
@@ -104,6 +105,10 @@ def of_a_library(error: Exception) -> str | None:
     text = str(error)
     if "DataLoader worker" in text:
         return LOADER_DIED
+    if "can't allocate memory" in text:  # torch's, on a CPU
+        return NO_MEMORY
+    if "InvalidCxxCompiler" in f"{type(error).__name__} {text}":
+        return "model.compile needs a C++ compiler, and none was found; install g++, or set model.compile: false"
     if "parameter group" in text:
         return (
             "the checkpoint's optimiser has other groups of parameters; give model.optimization as the run began with"

@@ -5,6 +5,7 @@ Muon: Jordan et al. 2024. Every kind of parameter has a rate of its own where on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,15 +64,17 @@ class Optimization:
     z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or min(self.muon_lr, self.muon_head_lr, self.weight_decay) < 0:
-            raise InputError(
-                "optimization: lr must be greater than 0, muon_lr, muon_head_lr and weight_decay at least 0"
-            )
-        for key in ("embedding_lr", "head_lr", "scalar_lr"):
-            rate = getattr(self, key)
-            if rate is not None and rate < 0:
-                raise InputError(f"optimization: {key} is {rate}, it must be at least 0; 0 leaves them as they begin")
-        if not (self.warmup >= 0 and self.decay >= 0 and self.warmup + self.decay <= 1):
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"optimization: lr must be greater than 0, and finite; it is {self.lr}")
+        for key in ("muon_lr", "embedding_lr", "head_lr", "scalar_lr", "muon_head_lr", "weight_decay", "z_loss"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"optimization: {key} is {value}, it must be a number of at least 0")
+        for key, share in (("momentum", self.momentum), *(("betas", beta) for beta in self.betas)):
+            if not 0 <= share < 1:
+                raise InputError(f"optimization: {key} has {share}, it must be at least 0 and less than 1")
+        decay = self.decay if self.schedule == "wsd" else 0.0
+        if not (self.warmup >= 0 and decay >= 0 and self.warmup + decay <= 1):
             raise InputError(
                 f"optimization: warmup {self.warmup} and decay {self.decay} are fractions of the run "
                 "and must add up to at most 1"
@@ -80,8 +83,6 @@ class Optimization:
             raise InputError(f"optimization: final is {self.final}, a fraction of the peak between 0 and 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"optimization: ema is {self.ema}, a decay between 0 and 1 such as 0.999; null for none")
-        if self.z_loss < 0:
-            raise InputError(f"optimization: z_loss is {self.z_loss}, it must be at least 0")
 
     def factor(self, progress: float, step: float) -> float:
         """The learning rate as a fraction of its peak; see `schedule.factor`."""

@@ -23,7 +23,7 @@ def factor(progress: float, step: float, shape: Shape, warmup: float, decay: flo
         shape: `wsd` warms up, stays and falls linearly; `cosine` warms up and falls along half a cosine.
         warmup, decay: shares of the run. final: what is fallen to.
     """
-    if warmup + decay > 1:
+    if shape == "wsd" and warmup + decay > 1:
         raise ValueError(f"warmup {warmup} and decay {decay} are more than the whole run")
     rise = (progress + step) / max(warmup, step) if step or warmup else 1.0
     if shape == "cosine":

@@ -165,10 +165,23 @@ def test_a_recipe_goes_on_with_its_newest_run(here: Path, run: Run, refused: Run
     assert "runs/digits/0: goes on with checkpoints" in out and "step 2" in out
     assert json.loads((here / "runs/digits/0/metrics.json").read_text(encoding="utf-8"))["steps"] == 4
     assert "runs/digits/0: complete" in run("train", "--resume", "runs/digits")
-    (here / "runs/digits/0/metrics.json").unlink()
-    refused(["train", "--resume=runs/digits/0", "--data.batch_size=3"], "data.batch_size", "was 4, now it is 3")
-    refused(["train", "--resume=runs/digits/0", "--model.backbone.init_args.width=32"], "another model")
     assert {path.name for path in (here / "runs/digits").iterdir()} == {"0"}
+    (here / "runs/digits/0/metrics.json").unlink()
+
+
+def test_what_is_refused_leaves_the_run_as_it_was(here: Path, run: Run, refused: Run) -> None:
+    """Its configuration above all, by which it goes on."""
+    run(*new("mine", "--trainer.max_steps=2"))
+    (here / "mine/metrics.json").unlink()
+    before = (here / "mine/config.yaml").read_bytes()
+    refused(["train", "--resume=mine", "--data.batch_size=3"], "data.batch_size", "was 4, now it is 3")
+    refused(["train", "--resume=mine", "--model.backbone.init_args.width=32"], "another model")
+    refused(["train", "--resume=mine", "--model.optimization.muon_lr=0"], "other groups of parameters")
+    refused(["train", "--resume=mine", "--size", "2"], "--size changes the model", "leave --size out")
+    assert (here / "mine/config.yaml").read_bytes() == before
+    run("train", "--resume=mine", "--trainer.max_steps=3")
+    assert "max_steps: 3" in (here / "mine/config.yaml").read_text(encoding="utf-8")
+
 
 
 def test_what_cannot_go_on_is_refused(here: Path, refused: Run) -> None:
