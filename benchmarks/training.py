@@ -61,6 +61,7 @@ class Work:
 
 
 SMALL = Work(context=64, batch_size=12, n_layers=4, n_heads=4, width=128, n_steps=100)
+# the model of the file as it stands, with fewer windows a step and no dropout
 BABY = Work(context=256, batch_size=8, n_layers=6, n_heads=6, width=384, n_steps=8)
 LIKE_PEERS = Optimization(lr=1e-3, muon_lr=0.0, betas=(0.9, 0.99), weight_decay=0.1, schedule="cosine", final=0.1)
 

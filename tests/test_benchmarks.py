@@ -283,7 +283,40 @@ def test_works_are_documented() -> None:
     assert len(works) == 16
 
 
+def test_no_text_to_learn_from_is_one_line(contest: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content, words in ((b"", "has 0 characters"), (b"\xff\xfe\x00x" * 9999, "no UTF-8 text"), (None, "no file")):
+        path = tmp_path / "input.txt"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        assert contest.main(["--data", str(path)], {}, learns=True) == 2
+        error = capsys.readouterr().err
+        assert str(path) in error and words in error and error.count("\n") == 1
+
+
 # ------------------------------------------------------------------- the peers
+
+
+def test_nanogpt_is_as_its_readme_says() -> None:
+    """The model for tiny Shakespeare has 10.65M parameters there, positions not counted; and it learns by its rates."""
+    nanogpt = importlib.import_module("peers.nanogpt")
+    model = nanogpt.GPT(nanogpt.NanoGPT(65, context=256, n_layers=6, n_heads=6, width=384))
+    counted = sum(p.numel() for p in model.parameters()) - model.wpe.weight.numel()
+    assert f"{counted / 1e6:.2f}M" == "10.65M"
+    config = nanogpt.NanoGPT(5, context=8, batch_size=4, n_layers=2, n_heads=2, width=16)
+    assert config.rate(99) == pytest.approx(1e-3, rel=0.02) and config.rate(100) == 1e-3
+    assert config.rate(1050) == pytest.approx(5.5e-4) and config.rate(2001) == 1e-4
+    training = nanogpt.Training(config, np.arange(1000) % 5)
+    tokens = torch.arange(9)[None] % 5
+    before = torch.nn.functional.cross_entropy(training.model(tokens[:, :-1])[0], tokens[0, 1:])
+    for _ in range(30):
+        training.step(1e-2)
+    after = torch.nn.functional.cross_entropy(training.model(tokens[:, :-1])[0], tokens[0, 1:])
+    assert after < 0.5 * before, "what follows is certain"
+    changed = tokens.clone()
+    changed[0, 5] = 1
+    first, other = (training.model(t[:, :-1])[0] for t in (tokens, changed))
+    assert torch.equal(first[:5], other[:5]) and not torch.equal(first[5], other[5]), "causal"
 
 
 def build(modality: Any, backbone: Any) -> AutoregressiveModel:

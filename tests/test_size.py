@@ -53,6 +53,19 @@ def test_its_own_size_changes_nothing() -> None:
     assert (values["model.optimization.lr"], values["data.batch_size"]) == (3e-3, 32)
 
 
+def test_shared_heads_and_hidden_widths_grow_along() -> None:
+    """Of a recipe that has them: its own size changes nothing, and heads can always be dealt out."""
+    args = {"width": 256, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "mlp": "swiglu", "mlp_width": 512}
+    recipe = {"model": {"backbone": {"class_path": "Transformer", "init_args": args}}}
+    values = {key.rpartition(".")[2]: value for key, value in derived(4, recipe).items()}
+    assert {key: values[key] for key in args if key != "mlp"} == {k: v for k, v in args.items() if k != "mlp"}
+    assert values["batch_size"] == 32
+    for size, shared in ((5, 1), (6, 3), (8, 4)):
+        values = derived(size, recipe)
+        assert values["model.backbone.init_args.n_kv_heads"] == shared
+        assert values["model.backbone.init_args.mlp_width"] == 128 * size
+
+
 def test_no_transformer_no_size() -> None:
     with pytest.raises(InputError, match="NoBackbone"):
         derived("small", {"model": {"backbone": "armm.backbones.NoBackbone"}})

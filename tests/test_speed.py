@@ -94,6 +94,16 @@ def test_throughput_and_waiting(clock: Clock, tmp_path: Path) -> None:
     assert told["peak_memory_bytes"] > 1e6
 
 
+@pytest.mark.parametrize(("steps", "waiting", "said"), [(200, 0.5, "5.0%"), (200, 0.1, None), (20, 0.5, None)])
+def test_a_run_that_waits_for_data_is_told(steps: int, waiting: float, said: str | None) -> None:
+    """More than 2 % of its time, once there are steps enough to tell."""
+    monitor = SpeedMonitor()
+    monitor._first = Counts(steps=1, seconds=1.0)
+    monitor.total = Counts(steps=steps, seconds=11.0, waiting=waiting)
+    complaint = monitor.complaint()
+    assert complaint is None if said is None else complaint and said in complaint and "num_workers" in complaint
+
+
 def test_accumulated_batches_all_count(clock: Clock, tmp_path: Path) -> None:
     _, metrics = run(clock, tmp_path, accumulate_grad_batches=2, max_steps=6)
     assert metrics["speed"]["symbols_per_second"] == pytest.approx(20)

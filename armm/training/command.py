@@ -372,6 +372,8 @@ def report(cli: TrainCLI, seconds: float) -> None:
     for split, results in module.metrics.items():
         for name, values in results.items():
             print(f"{split:>5} {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
+    if cli.recorder.speed and (complaint := cli.recorder.speed.complaint()):
+        print(complaint)
     print(f"run folder: {cli.run_dir}\nnext: armm generate {cli.run_dir} --n 16 --out samples/")
 
 

@@ -22,10 +22,13 @@ from armm.heads import HeadConfig
 from armm.modality import Modality
 from armm.spec import import_class
 from armm.training.data import DataModule
+from armm.training.guard import Guard
 from armm.training.module import GenerativeModule
+from armm.training.optim import Optimization
 from armm.training.saving import Checkpointing
 
 SECTIONS = {"trainer": L.Trainer, "model": GenerativeModule, "data": DataModule, "checkpoints": Checkpointing}
+PARTS = {"model.optimization": Optimization, "model.guard": Guard}
 LOADER_DIED = "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers"
 NO_MEMORY = "there is not enough memory; lower data.batch_size, data.crop or the size of the model"
 TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "scores", "score_trials", "size", "resume")
@@ -139,11 +142,14 @@ def _unknown_option(argument: str) -> str:
     if not argument.startswith("-"):
         return f"{argument!r} is no option; write --key value, or --key=value"
     key = argument.lstrip("-").partition("=")[0]
-    section, dot, rest = key.partition(".")
-    if not dot or section not in SECTIONS:
+    section, dot, _ = key.partition(".")
+    owner, _, last = key.rpartition(".")
+    if key in TOP:
+        word = " for this recipe"
+    elif not dot or section not in SECTIONS:
         word = nearest(section, TOP)
     else:
-        word = nearest(rest.rpartition(".")[2], _parameters(SECTIONS[section]))
+        word = nearest(last, _parameters(PARTS.get(owner, SECTIONS[section])))
     return f"there is no option --{key}{word}"
 
 

@@ -18,6 +18,7 @@ from armm.training.optim import Optimization
 SIZES = {"nano": 2, "tiny": 4, "small": 6, "medium": 8, "base": 12, "large": 16, "xl": 24}
 HEAD_WIDTH = 64
 RATES = ("lr", "embedding_lr", "head_lr", "scalar_lr")
+SHAPE = ("width", "n_layers", "n_heads", "n_kv_heads", "mlp", "mlp_width")
 BACKBONE = "model.backbone.init_args"
 
 
@@ -45,12 +46,12 @@ def derived(size: str | int, recipe: Mapping[str, Any]) -> dict[str, Any]:
     if path.rpartition(".")[2] != "Transformer":
         raise InputError(f"size sets a Transformer, the recipe's backbone is {path}; leave size out")
     own: Any = backbone.get("init_args") or {}
-    before = Transformer(**{k: own[k] for k in ("width", "n_layers", "n_heads", "mlp", "mlp_width") if k in own})
-    after = Transformer(width=HEAD_WIDTH * n_layers, n_layers=n_layers, n_heads=n_layers)
+    before = Transformer(**{key: own[key] for key in SHAPE if key in own})
+    after = grown(before, n_layers)
     values: dict[str, Any] = {
-        f"{BACKBONE}.width": after.width,
-        f"{BACKBONE}.n_layers": after.n_layers,
-        f"{BACKBONE}.n_heads": after.n_heads,
+        f"{BACKBONE}.{key}": getattr(after, key)
+        for key in ("width", "n_layers", "n_heads", "n_kv_heads", "mlp_width")
+        if getattr(after, key) is not None
     }
     rates = model.get("optimization") or {}
     for key in RATES:
@@ -58,9 +59,20 @@ def derived(size: str | int, recipe: Mapping[str, Any]) -> dict[str, Any]:
         if rate is not None:
             values[f"model.optimization.{key}"] = rounded(float(rate) * (after.width / before.width) ** -0.5)
     batch = (recipe.get("data") or {}).get("batch_size", 32)
-    grown = batch * (n_weights(after) / n_weights(before)) ** 0.383
-    values["data.batch_size"] = max(1, round(grown))
+    wanted = batch * (n_weights(after) / n_weights(before)) ** 0.383
+    values["data.batch_size"] = max(1, round(wanted))
     return values
+
+
+def grown(before: Transformer, n_layers: int) -> Transformer:
+    """The same kind of blocks, so many of them; heads that share keys and values go on sharing them."""
+    width, mlp_width, n_kv_heads = HEAD_WIDTH * n_layers, before.mlp_width, before.n_kv_heads
+    if mlp_width is not None:
+        mlp_width = 8 * max(1, round(mlp_width * width / before.width / 8))
+    if n_kv_heads is not None:
+        most = max(1, n_layers * n_kv_heads // before.n_heads)
+        n_kv_heads = max(n for n in range(1, most + 1) if n_layers % n == 0)
+    return Transformer(width, n_layers, n_layers, n_kv_heads, mlp=before.mlp, mlp_width=mlp_width)
 
 
 def n_weights(config: Transformer) -> int:

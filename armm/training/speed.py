@@ -24,6 +24,8 @@ from armm.sequence import Batch
 from armm.training.module import GenerativeModule
 from armm.training.ranks import data_rank
 
+MOST_WAITING = 0.02  # of the time, for data
+ENOUGH_STEPS = 100
 FETCH = "train_dataloader_next"  # how Lightning names the fetching of a batch
 BACKWARD = 3  # a step's arithmetic as a multiple of the forward pass's: gradients of inputs and of weights
 
@@ -182,6 +184,14 @@ class SpeedMonitor(L.Callback):
             "peak_memory_bytes": float(peak_memory()),
         }
         return {key: float(f"{value:.5g}") for key, value in told.items()}
+
+    def complaint(self) -> str | None:
+        """What to say of a run that waits for its data; nothing of one that hardly does, or is too short to tell."""
+        counts = self.total.since(self._first or self.total)
+        share = counts.waiting / max(counts.seconds, 1e-9)
+        if counts.steps < ENOUGH_STEPS or share <= MOST_WAITING:
+            return None
+        return f"{share:.1%} of the time was spent waiting for data; data.num_workers loads it beside the training"
 
     def _log(self, trainer: L.Trainer, counts: Counts) -> None:
         figures = self.figures(counts) | {"seconds": self.total.seconds, "peak_memory_gb": peak_memory() / 1e9}

@@ -19,6 +19,7 @@ from armm.commands import machine
 from armm.errors import InputError, nearest
 
 LEAST, MOST = 3, 9  # repetitions
+ENOUGH = 10_000  # characters of a text: windows of every work, to learn from and to validate on
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,22 @@ def run(works: Mapping[str, Prepare], setting: Setting, described: str) -> int:
     return 1 if report.failed else 0
 
 
+def check_text(path: Path) -> None:
+    """Raises InputError: no file, or not enough of a text to learn from."""
+    if not path.is_file():
+        raise InputError(f"--data {path} is no file; name a text")
+    try:
+        n_characters = len(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"--data {path} is no UTF-8 text ({error.reason} at byte {error.start}); name a text"
+        ) from error
+    if n_characters < ENOUGH:
+        raise InputError(
+            f"--data {path} has {n_characters:,} characters, expected {ENOUGH:,} or more; name a larger text"
+        )
+
+
 def main(argv: Sequence[str], works: Mapping[str, Prepare], learns: bool = False) -> int:
     """A benchmark's command line. Returns the exit code: 1 where a work broke, 2 for a mistake in the arguments.
 
@@ -274,8 +291,8 @@ def main(argv: Sequence[str], works: Mapping[str, Prepare], learns: bool = False
     given = parser.parse_args(argv)
     data = given.data if learns else None
     try:
-        if data is not None and not data.is_file():
-            raise InputError(f"--data {data} is no file; name a text")
+        if data is not None:
+            check_text(data)
         chosen = choose(given.only, works)
         if not given.seconds > 0:
             raise InputError(f"--seconds is {given.seconds:g}, it must be greater than 0")

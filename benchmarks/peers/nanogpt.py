@@ -24,7 +24,7 @@ class NanoGPT:
     """Sizes and settings. The defaults are those that its README gives for a computer without a GPU.
 
     `config/train_shakespeare_char.py` with `--device=cpu --compile=False --block_size=64 --batch_size=12 --n_layer=4
-    --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0`; `BABY` is the file as it stands.
+    --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0`.
     """
 
     vocab: int

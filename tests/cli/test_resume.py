@@ -183,7 +183,6 @@ def test_what_is_refused_leaves_the_run_as_it_was(here: Path, run: Run, refused:
     assert "max_steps: 3" in (here / "mine/config.yaml").read_text(encoding="utf-8")
 
 
-
 def test_what_cannot_go_on_is_refused(here: Path, refused: Run) -> None:
     (here / "empty").mkdir()
     refused(["train", "--resume", "nowhere"], "--resume nowhere does not exist")
