@@ -1,19 +1,21 @@
 """Checkpoints that are whole or not there: written aside, synced, renamed; their checksum is looked at before loading.
 
 A checkpoint file is what `torch.save` writes (so `torch.load(path, weights_only=True)` reads it), then a line of JSON
-with the checksum of all that and the step it was taken at, then the length of that line and a mark. A sharded
-checkpoint is a folder of such as the strategy writes, with that JSON, about every file, in `manifest.json`.
+with the checksum of all that, the step it was taken at, and a checksum of its own, then the length of that line and a
+mark. A sharded checkpoint is a folder of such as the strategy writes, with that JSON, about every file, in
+`manifest.json`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +44,35 @@ class Saved:
 
     Attributes:
         step: optimiser steps taken. epoch: the one it was in. at: when, in seconds since 1970.
+        damaged: those beside it that are not whole.
     """
 
     path: Path
     step: int
     epoch: int
     at: float
+    damaged: tuple[Path, ...] = ()
 
     @property
     def when(self) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.at))
+
+
+def sealed(about: Mapping[str, Any]) -> bytes:
+    """What is said of a checkpoint, with a checksum."""
+    return json.dumps({"about": about, "sha256": _digest_of(about)}).encode()
+
+
+def opened(seal: bytes) -> dict[str, Any]:
+    """Raises DamagedError: not what was sealed."""
+    content = json.loads(seal)
+    if content["sha256"] != _digest_of(content["about"]):
+        raise DamagedError("what is said of it has changed")
+    return content["about"]
+
+
+def _digest_of(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
@@ -79,7 +100,7 @@ class CheckedIO(TorchCheckpointIO):
                 torch.save(checkpoint, hashing)  # type: ignore[arg-type]
                 about = {"sha256": hashing.hash.hexdigest(), "size": file.tell(), "at": time.time()}
                 about |= {"step": int(checkpoint["global_step"]), "epoch": int(checkpoint["epoch"])}
-                line = json.dumps(about).encode()
+                line = sealed(about)
                 file.write(line + len(line).to_bytes(LENGTH, "big") + MARK)
                 file.flush()
                 os.fsync(file.fileno())
@@ -122,14 +143,14 @@ def _check_file(path: Path) -> dict[str, Any]:
         if mark != MARK or length > size - tail:
             raise DamagedError("its end is missing")
         file.seek(size - tail - length)
-        about = json.loads(file.read(length))
+        about = opened(file.read(length))
         if about["size"] != size - tail - length or digest(file, about["size"]) != about["sha256"]:
             raise DamagedError("its checksum differs")
     return about
 
 
 def _check_folder(folder: Path) -> dict[str, Any]:
-    about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    about = opened((folder / MANIFEST).read_bytes())
     files: dict[str, list[Any]] = about["files"]
     for name, (size, _) in files.items():
         if (folder / name).stat().st_size != size:
@@ -155,8 +176,8 @@ def seal(folder: Path, step: int, epoch: int, known: Mapping[str, tuple[int, str
         name = path.relative_to(folder).as_posix()
         files[name] = (known or {}).get(name) or digest_of(path)
     about = {"step": step, "epoch": epoch, "at": time.time(), "files": files}
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(about, file)
+    with (folder / MANIFEST).open("wb") as file:
+        file.write(sealed(about))
         file.flush()
         os.fsync(file.fileno())
     sync_folder(folder)
@@ -186,26 +207,31 @@ def _age(path: Path) -> tuple[float, str]:
 
 def newest(run: Path, say: Callable[[str], None] = print) -> Saved | None:
     """The newest checkpoint of a run that is whole; those that are not are named."""
-    found = []
+    found, damaged = [], []
     for path in in_run(run):
         try:
             found.append(check(path))
         except DamagedError as error:
             say(f"{path} is damaged: {error}; it is left out")
-    return max(found, key=lambda saved: (saved.step, saved.at), default=None)
+            damaged.append(path)
+    best = max(found, key=lambda saved: (saved.step, saved.at), default=None)
+    return best and replace(best, damaged=tuple(damaged))
 
 
-def tidy(run: Path, keep: int) -> None:
-    """Remove what is superseded: all but the newest few and the newest of the best; and what was left half-written."""
+def tidy(run: Path, keep: int, damaged: Container[Path] = ()) -> None:
+    """Remove what is superseded: all but the newest few and the newest of the best; and what was left half-written.
+
+    damaged: those that are not counted, and stay.
+    """
     for path in (run / FOLDER).glob(".*.ckpt*"):
         remove(path)
-    own = [path for path in in_run(run) if path.parent.name == FOLDER]
+    own = [path for path in in_run(run) if path.parent.name == FOLDER and path not in damaged]
     best = [path for path in own if path.name.startswith("best-")]
     for path in own[keep:]:
         if path not in best[:1]:
             remove(path)
     for path in run.glob("hpc_ckpt_*.ckpt"):
-        if path not in in_run(run)[:keep]:
+        if path not in damaged and path not in [other for other in in_run(run) if other not in damaged][:keep]:
             remove(path)
 
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
-import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +40,16 @@ from armm.training.resuming import (
     keep_curves,
     newest_run,
     recipe_of,
+    reopen,
     take,
 )
+from armm.training.run_folder import RUNS, holds_run, keep_only_runs, new_run, pointing_at
 from armm.training.saving import Checkpointing, Checkpoints
 from armm.training.scoring import check_scores, score_run
 from armm.training.size import SIZES, with_size
 from armm.training.speed import FetchTimer, SpeedMonitor
 from armm.training.tokenizing import train_tokenizer, trains_tokenizer
 
-RUNS = Path("runs")
 DEBUG = {  # what --debug turns any recipe into: seconds, to see that it runs
     "trainer.max_steps": 4,
     "trainer.val_check_interval": 2,
@@ -104,13 +101,6 @@ def check_recipe(path: Path) -> None:
         raise InputError(f"{path} cannot be read as YAML: {error}; mend it or name another recipe") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is no recipe: expected the sections model, data and trainer in it")
-
-
-def new_run(recipe: str) -> Path:
-    """runs/<recipe>/<version>, the first version that is free."""
-    folder = RUNS / recipe
-    taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    return folder / str(max(taken, default=-1) + 1)
 
 
 class TrainCLI(LightningCLI):
@@ -166,9 +156,7 @@ class TrainCLI(LightningCLI):
             raise InputError(f"run_dir {self.run_dir} is a file; name a folder")
         if self.resumed:
             self.saved = find_checkpoint(self.run_dir)
-        elif rank_zero_only.rank == 0 and any(
-            (self.run_dir / name).exists() for name in ("metrics.json", "model", CONFIG)
-        ):
+        elif rank_zero_only.rank == 0 and holds_run(self.run_dir):
             raise InputError(
                 f"run_dir {self.run_dir} already holds a run; go on with it by armm train --resume {self.run_dir}, "
                 "name another or remove it"
@@ -200,15 +188,14 @@ class TrainCLI(LightningCLI):
         given = trainer["callbacks"] or []
         own: list[L.Callback] = [speed, Diagnostics(), self.recorder]
         if self.saved:  # once the checkpoint has been taken: a run that refuses other keys keeps its own
-            own.append(LambdaCallback(on_train_start=lambda trainer, module: self.save_config()))
+            own.append(LambdaCallback(on_train_start=lambda trainer, module: self.go_on()))
         if self.config["n_samples"]:
             own.append(SampleLogger(self.config["n_samples"]))
         if trainer["enable_progress_bar"] is not False:
             own.append(StepProgress())
         self.checkpoints: Checkpoints | None = None
         if trainer["enable_checkpointing"] is not False:
-            first = self.saved.path if self.saved else None
-            self.checkpoints = Checkpoints(self.run_dir, self.config_init["checkpoints"], first)
+            self.checkpoints = Checkpoints(self.run_dir, self.config_init["checkpoints"], self.saved)
             own.append(self.checkpoints)
             plugins = trainer["plugins"] or []
             plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -216,6 +203,11 @@ class TrainCLI(LightningCLI):
                 kwargs["plugins"] = [*plugins, CheckedIO()]
         kwargs["callbacks"] = [*(given if isinstance(given, list) else [given]), *own]
         return super().instantiate_trainer(**kwargs)
+
+    def go_on(self) -> None:
+        """Have the run's folder say what it is now that it trains on."""
+        self.save_config()
+        reopen(self.run_dir)
 
     def save_config(self) -> None:
         """Write the resolved configuration into the run's folder."""
@@ -298,7 +290,7 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     cli = TrainCLI(name, ["--config", str(recipe), *arguments], resumed)
     cli.model.prepare(cli.datamodule)
     check_scores(cli.config_init["scores"], cli.model.model)
-    with keep_only_runs(cli.run_dir), pointing_at(cli.run_dir), in_one_line(recipe):
+    with keep_only_runs(cli.run_dir, not resumed), pointing_at(cli.run_dir), in_one_line(recipe):
         if cli.saved is None:
             cli.save_config()
         began = time.perf_counter()
@@ -330,38 +322,6 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     if cli.trainer.is_global_zero:
         report(cli, time.perf_counter() - began)
     return 0
-
-
-@contextmanager
-def pointing_at(folder: Path) -> Iterator[None]:
-    """Where what happens inside fails, say how to go on."""
-    try:
-        yield
-    except Exception as error:
-        if rank_zero_only.rank == 0 and in_run(folder):
-            way = f"what was trained is kept; go on: armm train --resume {folder}"
-            if isinstance(error, InputError):
-                raise InputError(f"{error}; {way}") from error
-            print(f"\n{way}", file=sys.stderr)
-        raise
-
-
-@contextmanager
-def keep_only_runs(folder: Path) -> Iterator[None]:
-    """Where what happens inside fails before it has left anything, remove the folder, and parents that it made."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    was_empty = not missing and not any(folder.iterdir())
-    try:
-        yield
-    except BaseException:
-        if not (folder / "model").exists() and not in_run(folder) and (missing or was_empty):
-            shutil.rmtree(folder, ignore_errors=True)
-            for path in missing[1:]:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
-            if was_empty:
-                folder.mkdir()
-        raise
 
 
 def report(cli: TrainCLI, seconds: float) -> None:

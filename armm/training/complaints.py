@@ -108,6 +108,8 @@ def of_a_library(error: Exception) -> str | None:
     text = str(error)
     if "DataLoader worker" in text:
         return LOADER_DIED
+    if "closed by peer" in text or "reset by peer" in text:  # gloo's
+        return "another process of the training has ended; the cause is what it said, or the machine's memory"
     if "can't allocate memory" in text:  # torch's, on a CPU
         return NO_MEMORY
     if "InvalidCxxCompiler" in f"{type(error).__name__} {text}":

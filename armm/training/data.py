@@ -27,6 +27,7 @@ from armm.training.loading import (
     TrainingSet,
     Windows,
     crop,
+    leave_signals_to_the_training,
 )
 from armm.training.order import Drawn, Slots, StatelessBatches
 from armm.training.position import Position
@@ -193,6 +194,7 @@ class DataModule(L.LightningDataModule):
             collate_fn=Collate(self.grammar),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=leave_signals_to_the_training,
         )
 
     def items_of(self, epoch: int, batches: Iterable[int]) -> list[dict[str, Any]]:

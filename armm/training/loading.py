@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -23,6 +24,10 @@ Counts = dict[str, tuple[int, int]]
 
 STRUCTURE = "structure"
 """Where the bits of control symbols, headers and end decisions are counted; they are per document."""
+
+
+GRACE = 30
+"""Seconds that a process which loads data goes on after it was told to end."""
 
 
 def crop(document: Document, grammar: Grammar, size: int | None, draw: int) -> Document:
@@ -59,6 +64,15 @@ def count(documents: Sequence[Document], modalities: Mapping[str, Modality]) -> 
     # a document in windows is counted with its last
     n_documents = sum(not any(segment.cut for segment in document) for document in documents)
     return {**counts, STRUCTURE: (n_documents, n_documents)}
+
+
+def leave_signals_to_the_training(worker: int) -> None:
+    """In a process that loads data: Ctrl-C and a job's SIGTERM reach all processes, and the training needs this one.
+
+    It ends with the training, or where that hangs (and ends its loaders by SIGTERM too) a while after.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
 class TrainingSet(Dataset[Document]):

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from armm.errors import InputError
+from armm.training.callbacks import write_json
 from armm.training.checkpoints import Saved, newest
 
 CONFIG = "config.yaml"
@@ -88,6 +89,17 @@ def is_complete(run: Path) -> bool:
         return bool(json.loads((run / METRICS).read_text(encoding="utf-8")).get("test"))
     except (OSError, ValueError, AttributeError):
         return False
+
+
+@rank_zero_only
+def reopen(run: Path) -> None:
+    """A run that was complete trains on: from now on it is not, whatever ends it."""
+    try:
+        content = json.loads((run / METRICS).read_text(encoding="utf-8"))
+        if content.pop("test", None) is not None:
+            write_json(run / METRICS, content)
+    except (OSError, ValueError, AttributeError):  # none yet, or damaged; the next validation writes it anew
+        return
 
 
 @rank_zero_only

@@ -22,7 +22,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 
 from armm.errors import InputError
-from armm.training.checkpoints import MANIFEST, place_for, remove, seal, sync_folder, tidy
+from armm.training.checkpoints import MANIFEST, Saved, place_for, remove, seal, sync_folder, tidy
 from armm.training.module import GenerativeModule
 
 
@@ -51,8 +51,9 @@ class Checkpoints(Checkpoint):
         first: the checkpoint that the run goes on with.
     """
 
-    def __init__(self, run: Path, config: Checkpointing, first: Path | None = None) -> None:
+    def __init__(self, run: Path, config: Checkpointing, first: Saved | None = None) -> None:
         self.run, self.config, self.first = run, config, first
+        self._damaged = set(first.damaged if first else ())  # until a new one is whole
         self.signal: int | None = None
         """The signal that ends the run, once one has come."""
         self.least_bits = math.inf
@@ -68,7 +69,7 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Raises InputError: the processes would go on with different checkpoints; only the first reads all of them."""
-        own = self.first.name if self.first else "none"
+        own = self.first.path.name if self.first else "none"
         self.run, first = trainer.strategy.broadcast((self.run, own))
         if first != own:
             raise InputError(
@@ -80,7 +81,7 @@ class Checkpoints(Checkpoint):
         self._saved_step, self._at = trainer.global_step, time.monotonic()
         self._mark(trainer, pl_module)
         if trainer.is_global_zero:
-            tidy(self.run, self.config.keep)
+            tidy(self.run, self.config.keep, self._damaged)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -196,6 +197,9 @@ class Checkpoints(Checkpoint):
                 sync_folder(path.parent)
                 for logger in trainer.loggers:
                     logger.save()
+                for damaged in self._damaged - {path}:
+                    remove(damaged)
+                self._damaged.clear()
                 tidy(self.run, self.config.keep)
         except OSError as error:
             remove(beside)

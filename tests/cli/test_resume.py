@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,8 @@ import armm.datasets.files
 import armm.training.loading
 from armm import bundle
 from armm.cli import main
-from armm.training import GenerativeModule
+from armm.errors import InputError
+from armm.training import GenerativeModule, run_folder
 from armm.training import checkpoints as files
 from armm.training.checkpoints import CheckedIO, DamagedError, check, in_run, newest
 
@@ -225,6 +227,26 @@ def test_a_signal_ends_the_run_after_its_step(
     assert same(weights(here / "mine"), whole)
 
 
+def run_apart(command: list[str]) -> None:
+    subprocess.run(command, start_new_session=True, check=True)
+    time.sleep(0.5)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_all_processes_ends_the_run_as_one_to_the_first(
+    number: int, code: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a terminal's Ctrl-C and a job's end reach them: the loaders go on until the step is done and saved."""
+    kill = ["kill", f"-{int(number)}", "--"]  # another process: to what its own parent sends a loader is used
+    in_step(4, lambda _: run_apart([*kill, f"-{os.getpgid(0)}"]), monkeypatch)
+    child = Child(new("mine", "--data.num_workers=2"), here / "log", before=lambda: os.setpgid(0, 0))
+    assert child.wait() == code, child.log.read_text(encoding="utf-8")
+    said = child.log.read_text(encoding="utf-8")
+    assert "stopped at step 5" in said and "Traceback" not in said and "has died" not in said
+    saved = newest(here / "mine")
+    assert saved is not None and saved.step == 5 and (here / "mine/model").exists()
+
+
 def test_slurm_saves_and_starts_the_job_again(
     here: Path, run: Run, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +273,42 @@ def test_slurm_saves_and_starts_the_job_again(
     monkeypatch.chdir(here)
     run("train", "image/digits", "--resume", "--run_dir=mine", "--trainer.val_check_interval=3")
     assert same(weights(here / "mine"), whole)
+
+
+# ------------------------------------------------------------------- two at once
+
+
+def test_two_trainings_do_not_share_a_folder(
+    here: Path, refused: Run, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would write over what the other has."""
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.1)
+    in_step(2, lambda _: child_waits(here / "go"), monkeypatch)
+    child = Child(new("mine", ALWAYS), here / "log")
+    child.wait_for(lambda: in_run(here / "mine"))
+    refused(["train", "--resume=mine"], "mine: another training writes into it", "--run_dir")
+    (here / "go").touch()
+    assert child.wait() == 0, child.log.read_text(encoding="utf-8")
+    assert same(weights(here / "mine"), whole)
+
+
+def child_waits(place: Path) -> None:
+    while not place.exists():
+        time.sleep(0.02)
+
+
+def test_of_two_trainings_that_begin_together_one_has_the_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the other takes nothing away when it gives up."""
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.1)
+    folder = here / "runs/digits/0"
+    with run_folder.keep_only_runs(folder, is_new=True):
+        with pytest.raises(InputError, match="another training writes"), run_folder.keep_only_runs(folder, is_new=True):
+            raise AssertionError("two have it")
+        (folder / "config.yaml").touch()
+    with pytest.raises(InputError, match="has begun there"), run_folder.keep_only_runs(folder, is_new=True):
+        raise AssertionError("it is no new run")
+    with run_folder.keep_only_runs(folder, is_new=False):
+        assert everything_in(here) == {"runs", "runs/digits", "runs/digits/0", "runs/digits/0/config.yaml"}
 
 
 # ------------------------------------------------------------------- kills and disks
@@ -300,6 +358,45 @@ def test_kill_during_a_save(
     assert not [name for name in everything_in(here / "mine") if name.split("/")[-1].startswith(".")]
 
 
+def flipped(content: bytes, at: int) -> bytes:
+    """With another bit."""
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+def test_the_only_good_checkpoint_stays_until_there_is_another(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged ones do not count among those that are kept, and go once a new one is whole."""
+    with monkeypatch.context() as patch:
+        in_step(6, kill_self, patch)
+        assert Child(new("mine", ALWAYS, "--checkpoints.keep=9"), here / "log").wait() == -signal.SIGKILL
+    good = next(path for path in in_run(here / "mine") if check(path).step == 2)
+    for path in in_run(here / "mine"):
+        if path != good:
+            path.write_bytes(path.read_bytes()[:-1])
+    with monkeypatch.context() as patch:
+        in_step(2, kill_self, patch)
+        assert Child(["train", "--resume=mine", "--checkpoints.keep=1"], here / "log").wait() == -signal.SIGKILL
+    assert good.exists() and len(in_run(here / "mine")) == 6
+    assert "step-000000002.ckpt, step 2" in run("train", "--resume=mine", "--checkpoints.keep=1")
+    saved = newest(here / "mine")
+    assert not good.exists() and saved is not None and saved.step == 9
+
+
+def test_a_finished_run_that_was_taken_up_again_is_not_complete(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed as it trains on, it goes on; its old test score does not stand for the end."""
+    run(*new("mine", "--trainer.max_steps=2"))
+    assert "mine: complete" in run("train", "--resume=mine")
+    with monkeypatch.context() as patch:
+        in_step(5, kill_self, patch)
+        longer = ["train", "--resume=mine", "--trainer.max_steps=9", "--trainer.val_check_interval=9", ALWAYS]
+        assert Child(longer, here / "log").wait() == -signal.SIGKILL
+    assert "step 5," in run("train", "--resume=mine")
+    assert json.loads((here / "mine/metrics.json").read_text(encoding="utf-8"))["steps"] == 9
+
+
 def test_a_damaged_checkpoint_is_left_out(
     here: Path, run: Run, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +408,8 @@ def test_a_damaged_checkpoint_is_left_out(
     assert [check(path).step for path in paths] == [6, 5, 4, 3, 2, 1]
     content = paths[0].read_bytes()
     middle = len(content) // 2
-    for damaged in (content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], content[:-1], b""):
+    said = content.index(b'"step": 6') + len(b'"step": ')
+    for damaged in (flipped(content, middle), flipped(content, said), content[:-1], b""):
         paths[0].write_bytes(damaged)
         with pytest.raises(DamagedError):
             check(paths[0])

@@ -28,7 +28,7 @@ from armm.cli import main
 from armm.errors import InputError
 from armm.training import Checkpointing, Checkpoints, DataModule
 from armm.training.bundling import model_of
-from armm.training.checkpoints import DamagedError, check, newest
+from armm.training.checkpoints import DamagedError, Saved, check, newest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 HERE = Path(__file__).parent
@@ -171,10 +171,11 @@ def test_processes_that_would_go_on_differently_say_so(tmp_path: Path) -> None:
     """Only the first reads all of a checkpoint of parts, and may find it damaged; the others would wait for it."""
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda own: (own[0], "step-2.ckpt")))
     module: Any = None
-    for own in (tmp_path / "step-4.ckpt", None):
+    first, other = (Saved(tmp_path / f"step-{step}.ckpt", step, 0, 0.0) for step in (2, 4))
+    for own in (other, None):
         with pytest.raises(InputError, match=r"step-2\.ckpt, this one"):
             Checkpoints(tmp_path, Checkpointing(), own).setup(trainer, module, "fit")
-    Checkpoints(tmp_path, Checkpointing(), tmp_path / "step-2.ckpt").setup(trainer, module, "fit")
+    Checkpoints(tmp_path, Checkpointing(), first).setup(trainer, module, "fit")
 
 
 SMALL = (
