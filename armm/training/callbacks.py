@@ -24,6 +24,7 @@ from armm.model import AutoregressiveModel
 from armm.sequence import Document
 from armm.training.data import DataModule
 from armm.training.loading import conditions_of
+from armm.training.loggers import Board, sparing
 from armm.training.module import GenerativeModule
 from armm.training.ranks import data_rank
 from armm.training.speed import SpeedMonitor
@@ -187,7 +188,8 @@ class SampleLogger(L.Callback):
             max_symbols=None if has_fixed_length(model) else longest,
             batch_size=self.n,
         )
-        log_samples(boards[0].experiment, model, [s.document for s in samples], trainer.global_step)
+        with sparing(boards[0]) if isinstance(boards[0], Board) else nullcontext():
+            log_samples(boards[0].experiment, model, [s.document for s in samples], trainer.global_step)
 
 
 def has_fixed_length(model: AutoregressiveModel) -> bool:

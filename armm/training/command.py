@@ -15,7 +15,6 @@ import yaml
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from armm.datasets import builtin_folder
@@ -29,6 +28,7 @@ from armm.training.complaints import in_one_line
 from armm.training.data import DataModule
 from armm.training.defaults import TRAINER, check_trainer
 from armm.training.diagnostics import Diagnostics
+from armm.training.loggers import Board, Curves, sparing_threads
 from armm.training.module import GenerativeModule
 from armm.training.precision import AUTO, allow_auto, choose, several_processes
 from armm.training.progress import StepProgress
@@ -181,8 +181,8 @@ class TrainCLI(LightningCLI):
             place, nothing = str(self.run_dir), ""
             since = self.saved.step if self.saved else None  # what a run that was killed drew later is void
             kwargs["logger"] = [
-                TensorBoardLogger(place, name=nothing, version=nothing, purge_step=since),
-                CSVLogger(place, name=nothing, version=nothing),
+                Board(place, name=nothing, version=nothing, purge_step=since),
+                Curves(place, name=nothing, version=nothing),
             ]
         kwargs["default_root_dir"] = trainer["default_root_dir"] or str(self.run_dir)
         given = trainer["callbacks"] or []
@@ -290,13 +290,13 @@ def run(recipe: Path, name: str, arguments: list[str], resumed: bool) -> int:
     cli = TrainCLI(name, ["--config", str(recipe), *arguments], resumed)
     cli.model.prepare(cli.datamodule)
     check_scores(cli.config_init["scores"], cli.model.model)
-    with keep_only_runs(cli.run_dir, not resumed), pointing_at(cli.run_dir), in_one_line(recipe):
+    with keep_only_runs(cli.run_dir, not resumed), pointing_at(cli.run_dir), in_one_line(recipe), sparing_threads():
         if cli.saved is None:
             cli.save_config()
         began = time.perf_counter()
         step = cli.saved.step if cli.saved else 0
         for logger in cli.trainer.loggers:
-            if resumed and isinstance(logger, CSVLogger):
+            if resumed and isinstance(logger, Curves):
                 keep_curves(logger, step)
         try:
             checkpoint = str(cli.saved.path) if cli.saved else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ from armm.training.ranks import DataRank, data_rank
 from armm.windows import windows
 
 READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
+PROBED = 3  # training documents by which a run that goes on knows its data again
 SHOWN = 100  # names of what was left out
 SAMPLE = 64  # documents that are read to tell lengths from sizes
 
@@ -110,6 +112,7 @@ class DataModule(L.LightningDataModule):
         self.grammar: Grammar | None = None
         self.n_left_out = 0
         """Files and documents that cannot be used, with `on_error` "skip"."""
+        self._probed: str | None = None
         self._position: Position | None = None  # where the next training loader begins
         self._order: Callable[[int, int], StatelessBatches] | None = None
 
@@ -148,7 +151,7 @@ class DataModule(L.LightningDataModule):
                 )
         if set(self.conditions) >= set(grammar.layout or grammar.names):
             raise InputError(f"data.conditions names {', '.join(self.conditions)}, so nothing is left to learn")
-        self.grammar = grammar
+        self.grammar, self._probed = grammar, None
         self.train = Documents(self._split("train"), grammar, self.conditions, self.too_long == "refuse")
         self.val = Documents(self._split("val"), grammar, self.conditions, self.too_long == "refuse")
         self.test = Documents(self._split("test"), grammar, self.conditions, self.too_long == "refuse")
@@ -183,6 +186,7 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
+        self._checksum()  # while the data can be read
         rank, n_ranks = self._rank()
         self._order = partial(StatelessBatches, self._slots(), self.batch_size, self.seed)
         (epoch, batch), self._position = self._position or Position(0, 0), None
@@ -227,20 +231,33 @@ class DataModule(L.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         for what, now in self._same_order().items():
-            if now != (before := state["conditions"].get(what)):
+            if now != (before := state["conditions"].get(what, now)):
                 raise InputError(
                     f"the run cannot go on with the same batches: {what} was {before}, now it is {now}; make it as it "
                     "was, or begin a new run"
                 )
         self._position = Position(state["epoch"], state["batch"])
 
-    def _same_order(self) -> dict[str, int]:
+    def _same_order(self) -> dict[str, Any]:
         n_ranks = self._rank().n_ranks
         return {
             "the number of training documents": len(self.train),
+            f"the checksum of {PROBED} of them": self._checksum(),
+            "data.crop": self.crop,
             "data.batch_size times the number of ranks": self.batch_size * n_ranks,
             "data.seed": self.seed,
         }
+
+    def _checksum(self) -> str:
+        """Of the symbols of some training documents."""
+        if self._probed is None:
+            hashing = hashlib.sha256()
+            for index in spread(len(self.train), PROBED):
+                for segment in self.train.document(index, 0):
+                    hashing.update(f"{segment.modality} {segment.n_units} ".encode())
+                    hashing.update(segment.flat().numpy().tobytes())
+            self._probed = hashing.hexdigest()[:12]
+        return self._probed
 
     def _rank(self) -> DataRank:
         return data_rank(self.trainer)

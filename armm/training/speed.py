@@ -148,9 +148,8 @@ class SpeedMonitor(L.Callback):
         scores = pl_module.metrics["val"]
         self.history.append({"step": trainer.global_step, "seconds": round(self.total.seconds, 3), "val": scores})
         for board in boards(trainer):
-            for name, values in scores.items():
-                for key, value in values.items():  # TensorBoard's steps are whole numbers
-                    board.add_scalar(f"val_by_second/{name}/{key}", value, round(self.total.seconds))
+            by_second = {f"val_by_second/{name}/{key}": v for name, own in scores.items() for key, v in own.items()}
+            board.log_metrics(by_second, round(self.total.seconds))  # TensorBoard's steps are whole numbers
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._clock is not None:
@@ -209,8 +208,8 @@ class SpeedMonitor(L.Callback):
         self.history = list(state_dict["history"])
 
 
-def boards(trainer: L.Trainer) -> list[Any]:
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+def boards(trainer: L.Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def waited(trainer: L.Trainer) -> float:

@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from own_files import Run, everything_in, write_images
 from safetensors.torch import load_file
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.data import get_worker_info
 
 import armm.datasets.documents
@@ -183,6 +185,26 @@ def test_what_is_refused_leaves_the_run_as_it_was(here: Path, run: Run, refused:
     assert (here / "mine/config.yaml").read_bytes() == before
     run("train", "--resume=mine", "--trainer.max_steps=3")
     assert "max_steps: 3" in (here / "mine/config.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--data.path=other.txt", "the checksum of 3 of them was"),
+        ("--data.path=letters.txt", "the checksum of 3 of them was"),
+        ("--data.crop=16", "data.crop was 32, now it is 16"),
+    ],
+)
+def test_other_data_is_refused(option: str, words: str, here: Path, run: Run, refused: Run) -> None:
+    """A text of the same length in the same letters, one in others (so another size of the model), other crops."""
+    lines = [f"{i} is a line, not a verse" for i in range(400)]
+    (here / "mine.txt").write_text("\n".join(lines), encoding="utf-8")
+    (here / "other.txt").write_text("\n".join(lines[::-1]), encoding="utf-8")
+    (here / "letters.txt").write_text("\n".join(lines).replace("v", "w").replace("e", "z"), encoding="utf-8")
+    text = ["train", "text/shakespeare_char", "--data.path=mine.txt", "--run_dir=mine", "--data.crop=32"]
+    run(*text, *(key for key in SMALL if "image" not in key), "--trainer.max_steps=2")
+    refused(["train", "--resume=mine", "--trainer.max_steps=4", option], words)
+    run("train", "--resume=mine", "--trainer.max_steps=4")
 
 
 def test_what_cannot_go_on_is_refused(here: Path, refused: Run) -> None:
@@ -438,6 +460,34 @@ def test_a_full_disk_for_a_while(
     assert said.count("No space left on device") == said.count("the checkpoints before it stay") == 3
     assert found[0].step == 3
     assert same(weights(here / "mine"), whole)
+
+
+def test_curves_on_a_full_disk(
+    here: Path, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard's writing thread dies of it, the CSV file's writer raises: said once, and all steps are drawn."""
+    writers = ((RecordWriter, "write"), (ExperimentWriter, "save"))
+    real = {writer: getattr(writer, name) for writer, name in writers}
+
+    def fill(_: Any) -> None:
+        for writer, name in writers:
+            monkeypatch.setattr(writer, name, no_space)
+
+    def clear(_: Any) -> None:
+        for writer, name in writers:
+            monkeypatch.setattr(writer, name, real[writer])
+
+    in_step(3, fill, monkeypatch)
+    in_step(6, clear, monkeypatch)
+    assert main(new("mine")) == 0
+    said = capsys.readouterr().err
+    assert 1 <= said.count("the curves could not be written: No space left on device; training goes on") <= 2
+    assert "Traceback" not in said and "Exception in thread" not in said
+    assert same(weights(here / "mine"), whole)
+    with (here / "mine/metrics.csv").open(encoding="utf-8") as file:
+        drawn = {row["step"] for row in csv.DictReader(file) if row["train/nats"]}
+    assert drawn == {str(step) for step in range(9)}
+    assert len(list((here / "mine").glob("events*"))) > 1, "a new file, now that there is space"
 
 
 def test_a_full_disk_until_the_end(
