@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from ended_runs import new, weights
 from own_files import SMALL_BACKBONE, Run, write_clips, write_images, write_texts
 
 from armm.cli import main
@@ -64,3 +66,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             arguments.remove("--data.crop=32")
         assert main(["train", recipe, "--debug", *options, *arguments]) == 0
     return place
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a run that nothing befell."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(new(folder)) == 0
+    return weights(folder)
