@@ -167,11 +167,82 @@ def test_bad_lines_are_named_or_left_out(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good text\n" * 30 + b"\xff\xfe" + b"more text\n" * 30)
     for kind in ("bpe", "chars"):
-        with pytest.raises(InputError, match=r"a\.txt.*|stray byte"):
+        with pytest.raises(InputError, match=r"a\.txt.*not UTF-8 text.*--on-error skip"):
             make(replace(BPE, kind=kind), tmp_path / "a.txt", tmp_path / kind)
+        assert not (tmp_path / kind).exists(), "the mended text may go there"
     modality = Text(kind="bytes")
     splits = load(make(modality, tmp_path / "a.txt", tmp_path / "bytes"), modality)
     assert any("\udcff" in text for text in texts_of(splits.train, modality) + texts_of(splits.val, modality))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "chars"])
+def test_what_is_no_text_is_left_out_of_the_vocabulary_too(kind: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(f"text number {i} of twelve\n" * 20, encoding="utf-8")
+    (folder / "bad.txt").write_bytes(bytes(range(256)))
+    said: list[str] = []
+    settings = replace(SETTINGS, on_error="skip")
+    index = prepare(replace(BPE, kind=kind), [folder], tmp_path / "set", settings, 1, said.append)
+    assert sum(shard.documents for shard in index.shards) == 12
+    left_out = [line for line in said if "left out" in line]
+    assert left_out and all("bad.txt" in line for line in left_out)
+
+
+def test_nothing_is_left_of_texts_that_are_not_right(tmp_path: Path) -> None:
+    """So that the mended ones can go to the same place; what was there before stays."""
+    modality = Text(kind="bytes")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"txt": "another"}\n', encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(InputError, match="text"):
+            make(modality, tmp_path / "a.jsonl", tmp_path / "set")
+        assert not any((tmp_path / "set").iterdir())
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="none fell to"):
+        make(modality, tmp_path / "a.jsonl", tmp_path / "set")
+    assert not any((tmp_path / "set").iterdir())
+    make(modality, write_lines(tmp_path / "texts"), tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("index.json", b'{"format": "arm'),
+        ("index.json", b"[]"),
+        ("learned.json", b"{"),
+        ("learned.json", b"[]"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", None),
+    ],
+)
+def test_a_damaged_set_is_mended_by_the_same_command(name: str, content: bytes | None, tmp_path: Path) -> None:
+    """As training says; the set comes out as it was, to the byte."""
+    texts = write_lines(tmp_path / "texts")
+    make(BPE, texts, tmp_path / "set")
+    before = files_of(tmp_path / "set")
+    path = next((tmp_path / "set").glob(name if name != "tokenizer.json" else "*token*.json"))
+    path.unlink() if content is None else path.write_bytes(content)
+    if "learned" not in name:
+        with pytest.raises(InputError, match=r"same armm prepare again|cannot be read"):
+            load(tmp_path / "set", BPE)
+    make(BPE, texts, tmp_path / "set")
+    assert files_of(tmp_path / "set") == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"learned": []}, {"modality": {"x": 1}}, {"modality": "Text"}, {"shards": [{"name": "foo"}]}, {"dtype": "text"}],
+    ids=str,
+)
+def test_an_index_that_says_something_else_is_one_line(change: dict[str, Any], tmp_path: Path) -> None:
+    texts = write_lines(tmp_path / "texts")
+    make(BPE, texts, tmp_path / "set")
+    path = tmp_path / "set" / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **change}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"index\.json is no index .*same armm prepare again"):
+        load(tmp_path / "set", BPE)
 
 
 def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from armm.datasets.jobs import Settings
 from armm.datasets.preparing import prepare
 from armm.datasets.shards import SPLITS
 from armm.errors import InputError, nearest
+from armm.modalities import Text
 from armm.modality import Modality
 from armm.spec import from_spec
 
@@ -51,7 +53,7 @@ def run(arguments: list[str]) -> int:
     check_fractions(options.val, options.test, test_may_be_zero=True, prefix="--")
     for name, value in (("--sample-mb", options.sample_mb), ("--shard-mb", options.shard_mb)):
         if not 0 < value < 2**20:
-            raise InputError(f"{name} is {value}, it must be more than 0")
+            raise InputError(f"{name} is {value}, it must be more than 0 and less than {2**20}")
     workers = _n_cores() if options.workers is None else options.workers
     if workers < 1:
         raise InputError(f"--workers is {workers}, it must be at least 1")
@@ -96,11 +98,14 @@ def text_modality(recipe: str, vocab_size: int | None) -> Modality:
         assert isinstance(specs, dict)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AssertionError) as error:
         raise InputError(f"{path} is no recipe with model.modalities ({error}); name another") from error
-    for spec in specs.values():
-        if vocab_size is not None and isinstance(spec, dict) and "vocab_size" in (spec.get("init_args") or {}):
-            spec["init_args"]["vocab_size"] = vocab_size
     modalities = {name: from_spec(spec, Modality).named(name) for name, spec in specs.items()}
-    return reader(modalities, ".txt")[1]
+    found = reader(modalities, ".txt")[1]
+    if vocab_size is None:
+        return found
+    if not isinstance(found, Text) or found.kind != "bpe":
+        kind = f"kind: {found.kind}" if isinstance(found, Text) else type(found).__name__
+        raise InputError(f"--vocab-size is for byte pairs, {path} has {kind}; leave it out, or set kind: bpe there")
+    return replace(found, vocab_size=vocab_size)
 
 
 def _recipe(name: str) -> Path:

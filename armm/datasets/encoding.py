@@ -61,6 +61,17 @@ def _bpe(tokenizer: str) -> Bpe:
     return Bpe(tokenizer)
 
 
+def text_of(content: bytes) -> str:
+    """Raises InputError: it is no UTF-8."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"not UTF-8 text: byte 0x{content[error.start]:02x} after {error.start} more; convert it to UTF-8, or "
+            "prepare it with kind: bytes, which takes any file"
+        ) from error
+
+
 class Bpe:
     """Words, and their symbols: word i has `symbols[starts[i] : starts[i + 1]]`."""
 
@@ -77,13 +88,7 @@ class Bpe:
 
     def __call__(self, content: bytes) -> np.ndarray:
         """Raises InputError: the text is not UTF-8."""
-        try:
-            words = WORDS.findall(content.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"not UTF-8 text: byte 0x{content[error.start]:02x} after {error.start} more; convert it to UTF-8, or "
-                "prepare it with kind: bytes, which takes any file"
-            ) from error
+        words = WORDS.findall(text_of(content))
         if len(self.numbers) > N_WORDS:
             self._forget()
         numbers = np.fromiter(map(self.numbers.get, words, repeat(-1)), np.int64, len(words))

@@ -18,20 +18,23 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
+from armm.datasets.encoding import text_of
 from armm.datasets.jobs import AGAIN, Preparation, Settings, readable, record_path, run_job
 from armm.datasets.raw_texts import (
     TRAIN,
     Job,
+    Piece,
     Range,
     find_sources,
     identity,
     plan,
 )
-from armm.datasets.shards import INDEX, SPLITS, Index, Shard
+from armm.datasets.shards import INDEX, SPLITS, DamagedIndexError, Index, Shard
 from armm.datasets.store import write_aside
 from armm.errors import InputError
 from armm.modalities.text import Text
@@ -41,6 +44,11 @@ from armm.spec import to_spec
 MADE_FROM, LEARNED = "made_from.json", "learned.json"
 
 Report = Callable[[str], None]
+Read = Callable[[Range, Settings], Iterator[Piece]]
+
+
+class TooLittleError(InputError):
+    """There is nothing for a split."""
 
 
 def prepare(
@@ -61,14 +69,32 @@ def prepare(
         raise InputError(f"{modality.name}: has headers, so its data is more than a run of symbols; prepare takes text")
     sources = find_sources(inputs, modality.suffixes)
     try:
-        _open(folder, modality, settings, identity(sources))
-        jobs = plan(sources, settings.shard_bytes, settings.dealing)
-        preparation = Preparation(folder, _learn(modality, jobs, folder, settings, report), settings)
-        shards = _run(jobs, preparation, n_workers, report)
-        return _finish(modality, preparation, shards)
+        with _nothing_left_of_a_mistake(folder):
+            _open(folder, modality, settings, identity(sources))
+            jobs = plan(sources, settings.shard_bytes, settings.dealing)
+            preparation = Preparation(folder, _learn(modality, jobs, folder, settings, report), settings)
+            shards = _run(jobs, preparation, n_workers, report)
+            return _finish(modality, preparation, shards)
     except OSError as error:
         place = error.filename or folder
         raise InputError(f"{place}: {error.strerror or error}; check the place and its space, then {AGAIN}") from error
+
+
+@contextmanager
+def _nothing_left_of_a_mistake(folder: Path) -> Iterator[None]:
+    """Where texts or settings of a new set are not right, leave its place as it was: others will be tried next."""
+    was_there = folder.exists()
+    is_new = not was_there or (folder.is_dir() and not any(folder.iterdir()))
+    try:
+        yield
+    except InputError as error:
+        # of a long preparation shards are there, and what ended it may be over the next time
+        if is_new and (isinstance(error, TooLittleError) or not any(folder.glob("*.bin"))):
+            for path in folder.glob("*"):
+                path.unlink()
+            if not was_there:
+                folder.rmdir()
+        raise
 
 
 def _open(folder: Path, modality: Modality, settings: Settings, texts: str) -> None:
@@ -85,7 +111,8 @@ def _open(folder: Path, modality: Modality, settings: Settings, texts: str) -> N
         try:
             before = json.loads(path.read_bytes())
         except ValueError:
-            before = {}
+            before = None
+        before = before if isinstance(before, dict) else {}
         differing = [key for key in made_from if before.get(key) != json.loads(state)[key]]
         if differing:
             raise InputError(
@@ -114,14 +141,20 @@ def _learn(modality: Modality, jobs: Sequence[Job], folder: Path, settings: Sett
     if type(modality).fit is Modality.fit:
         return modality
     path = folder / LEARNED
+    files, digests = _learned(folder)
+    if files is not None:
+        return modality.with_files(files)
     if path.is_file():
-        return modality.with_files(_learned(folder))
+        report(f"{path}, or a file that it names, is damaged: learned anew")
     # an alphabet has to be whole; merges are as good from some of the text
     some = isinstance(modality, Text) and modality.kind == "bpe"
     ranges = [wanted for job in jobs for wanted in job]
     began = time.perf_counter()
-    texts = _sample(ranges, settings) if some else _all(ranges, settings)
+    readable_as = partial(_readable, any_bytes=isinstance(modality, Text) and modality.kind == "bytes")
+    texts = _sample(ranges, settings, readable_as) if some else _all(ranges, settings, readable_as)
     fitted = modality.fit(texts)
+    if digests and digests != _digests(fitted):
+        raise InputError(f"{folder} was prepared with another tokenizer, which is damaged; remove it and prepare anew")
     for name, content in fitted.files().items():
         write_aside(folder / name, [content])
     write_aside(path, [json.dumps(_digests(fitted), indent=1).encode()])
@@ -130,29 +163,54 @@ def _learn(modality: Modality, jobs: Sequence[Job], folder: Path, settings: Sett
     return fitted
 
 
-def _learned(folder: Path) -> dict[str, bytes]:
-    """Raises InputError: a file is not what was learned."""
-    files = {}
-    for name, digest in json.loads((folder / LEARNED).read_bytes()).items():
-        files[name] = (folder / name).read_bytes()
-        if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise InputError(f"{folder / name} is not what was learned for this set; remove {folder} and prepare anew")
-    return files
+def _learned(folder: Path) -> tuple[dict[str, bytes] | None, dict[str, str]]:
+    """What was learned for a set before, None where it is not there or damaged; and the digests of its files."""
+    try:
+        digests = dict(json.loads((folder / LEARNED).read_bytes()).items())
+        files = {name: (folder / name).read_bytes() for name in digests}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None, _digests_of_index(folder)
+    whole = all(hashlib.sha256(files[name]).hexdigest() == digest for name, digest in digests.items())
+    return files if whole else None, digests
+
+
+def _digests_of_index(folder: Path) -> dict[str, str]:
+    """What a finished set says of its learned files."""
+    try:
+        return dict(Index.parse((folder / INDEX).read_bytes(), str(folder / INDEX)).learned)
+    except (OSError, InputError):
+        return {}
 
 
 def _digests(modality: Modality) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(modality.files().items())}
 
 
-def _all(ranges: Iterable[Range], settings: Settings) -> Iterator[bytes]:
+def _readable(wanted: Range, settings: Settings, any_bytes: bool) -> Iterator[Piece]:
+    """Pieces that a vocabulary can be learned from; what is left out is said when it would be encoded.
+
+    Raises InputError: a piece is no UTF-8.
+    """
+    for piece in readable(wanted, settings, []):
+        try:
+            if not any_bytes:
+                text_of(piece.content)
+        except InputError as error:
+            if settings.on_error == "skip":
+                continue
+            raise InputError(f"{piece.place}: {error}; or leave such text out by --on-error skip") from error
+        yield piece
+
+
+def _all(ranges: Iterable[Range], settings: Settings, pieces: Read) -> Iterator[bytes]:
     for wanted in ranges:
-        for piece in readable(wanted, settings, []):
+        for piece in pieces(wanted, settings):
             yield piece.content
     if settings.join:
         yield settings.join.encode()
 
 
-def _sample(ranges: Sequence[Range], settings: Settings) -> Iterator[bytes]:
+def _sample(ranges: Sequence[Range], settings: Settings, pieces: Read) -> Iterator[bytes]:
     """Training text from places spread over all of it, about `sample_bytes`, and from each gzipped file's beginning."""
     total = sum(wanted.end - wanted.start for wanted in ranges)
     share = min(settings.sample_bytes / total, 1.0)
@@ -161,7 +219,7 @@ def _sample(ranges: Sequence[Range], settings: Settings) -> Iterator[bytes]:
         left += share * (wanted.end - wanted.start)
         if left <= 0:
             continue
-        for piece in readable(wanted, settings, []):
+        for piece in pieces(wanted, settings):
             if piece.split == TRAIN:
                 yield piece.content
                 left -= len(piece.content)
@@ -204,9 +262,12 @@ def _known(preparation: Preparation) -> dict[int, list[Shard]]:
     """The shards of a finished set by job; none of one that is not finished."""
     path = preparation.folder / INDEX
     known: dict[int, list[Shard]] = {}
-    if path.is_file():
-        for shard in Index.parse(path.read_bytes(), str(path)).shards:
-            known.setdefault(int(shard.name.partition("-")[0]), []).append(shard)
+    try:
+        shards = Index.parse(path.read_bytes(), str(path)).shards
+    except (FileNotFoundError, DamagedIndexError):  # then all shards are made anew
+        return known
+    for shard in shards:
+        known.setdefault(int(shard.name.partition("-")[0]), []).append(shard)
     return known
 
 
@@ -276,9 +337,8 @@ def _finish(modality: Modality, preparation: Preparation, shards: Sequence[Shard
     for i, share in enumerate((1.0, settings.val, settings.test)):
         if share and not sum(shard.symbols[i] for shard in shards):
             n = sum(shard.documents for shard in shards)
-            raise InputError(
-                f"of {n} documents none fell to {SPLITS[i]}; give more text, or larger shares by --val and --test "
-                f"(and remove {folder})"
+            raise TooLittleError(
+                f"of {n} documents none fell to {SPLITS[i]}; give more text, or larger shares by --val and --test"
             )
     index = Index(
         _spec(modality), _digests(fitted), fitted.vocab, preparation.dtype.name, fitted.bits_per, tuple(shards)

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +68,13 @@ class Shard:
         for name in ("pieces", "symbols"):
             train, val, test = map(int, values[name])
             values[name] = train, val, test
+        if not re.fullmatch(r"\d{6}-\d{3}", values["name"]):
+            raise ValueError(f"a shard is called {values['name']!r}")
         return cls(**values)
+
+
+class DamagedIndexError(InputError):
+    """What says what a set consists of is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Index:
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> Index:
-        """Raises InputError: it is no index, or one of another version."""
+        """Raises InputError: it is no index (DamagedIndexError), or one of another version."""
         try:
             found = json.loads(content)
             if found["format"] != FORMAT:
@@ -105,11 +113,15 @@ class Index:
             shards = tuple(map(Shard.parse, found["shards"]))
             np.dtype(found["dtype"])
             given = {name: found[name] for name in ("modality", "learned", "vocab", "dtype", "text_unit")}
+            given["learned"] = {str(name): str(digest) for name, digest in found["learned"].items()}
+            str(found["modality"]["class_path"])
             return cls(**given, shards=shards)
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{where} is no index of token shards ({error}); run armm prepare again") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedIndexError(
+                f"{where} is no index of token shards ({error!r}); get it again, or run the same armm prepare again"
+            ) from error
 
 
 class ShardFiles:
@@ -234,6 +246,8 @@ class TokenShards(Source):
             raise InputError(
                 "name one set of token shards, by --data.path FOLDER or --data.source.url; armm prepare makes one"
             )
+        if not 0 < self.cache_gb < math.inf:
+            raise InputError(f"data.source.cache_gb is {self.cache_gb}, expected a number greater than 0")
         store = Store(self.url or str(path), Path(self.cache), int(self.cache_gb * 2**30))
         if path is not None and not (path / INDEX).is_file():
             raise InputError(
