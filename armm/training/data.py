@@ -36,7 +36,6 @@ from armm.training.ranks import DataRank, data_rank
 from armm.windows import windows
 
 READ_FIRST = 4096  # documents of validation and of test that are read and checked before training
-PROBED = 3  # training documents by which a run that goes on knows its data again
 SHOWN = 100  # names of what was left out
 SAMPLE = 64  # documents that are read to tell lengths from sizes
 
@@ -45,6 +44,15 @@ def _sizes(items: Items, block: int) -> np.ndarray:
     sizes = items.sizes(block)
     assert sizes is not None, "sizes are known of all blocks or of none"
     return sizes
+
+
+def checksum(document: Document) -> str:
+    """Of its modalities and symbols."""
+    hashing = hashlib.sha256()
+    for segment in document:
+        hashing.update(f"{segment.modality} {segment.n_units} ".encode())
+        hashing.update(segment.flat().numpy().tobytes())
+    return hashing.hexdigest()[:12]
 
 
 class DataModule(L.LightningDataModule):
@@ -112,7 +120,7 @@ class DataModule(L.LightningDataModule):
         self.grammar: Grammar | None = None
         self.n_left_out = 0
         """Files and documents that cannot be used, with `on_error` "skip"."""
-        self._probed: str | None = None
+        self._checksum = ""  # of the first training document, by which a run that goes on knows its data again
         self._position: Position | None = None  # where the next training loader begins
         self._order: Callable[[int, int], StatelessBatches] | None = None
 
@@ -151,12 +159,14 @@ class DataModule(L.LightningDataModule):
                 )
         if set(self.conditions) >= set(grammar.layout or grammar.names):
             raise InputError(f"data.conditions names {', '.join(self.conditions)}, so nothing is left to learn")
-        self.grammar, self._probed = grammar, None
+        self.grammar = grammar
         self.train = Documents(self._split("train"), grammar, self.conditions, self.too_long == "refuse")
         self.val = Documents(self._split("val"), grammar, self.conditions, self.too_long == "refuse")
         self.test = Documents(self._split("test"), grammar, self.conditions, self.too_long == "refuse")
         # what does not fit shows now, before a run has a folder
-        grammar.check(crop(self.train.document(0, 0), grammar, self.crop, 0))
+        first = self.train.document(0, 0)
+        grammar.check(crop(first, grammar, self.crop, 0))
+        self._checksum = checksum(first)
         self._pieces: dict[str, Sequence[Document]] = {}
         for split, documents, at_most in (("val", self.val, self.n_val), ("test", self.test, None)):
             if documents.items.encoded or len(spread(len(documents), at_most)) > READ_FIRST:
@@ -186,7 +196,6 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.grammar is not None, "attach comes first"
-        self._checksum()  # while the data can be read
         rank, n_ranks = self._rank()
         self._order = partial(StatelessBatches, self._slots(), self.batch_size, self.seed)
         (epoch, batch), self._position = self._position or Position(0, 0), None
@@ -242,22 +251,11 @@ class DataModule(L.LightningDataModule):
         n_ranks = self._rank().n_ranks
         return {
             "the number of training documents": len(self.train),
-            f"the checksum of {PROBED} of them": self._checksum(),
+            "the checksum of the first of them": self._checksum,
             "data.crop": self.crop,
             "data.batch_size times the number of ranks": self.batch_size * n_ranks,
             "data.seed": self.seed,
         }
-
-    def _checksum(self) -> str:
-        """Of the symbols of some training documents."""
-        if self._probed is None:
-            hashing = hashlib.sha256()
-            for index in spread(len(self.train), PROBED):
-                for segment in self.train.document(index, 0):
-                    hashing.update(f"{segment.modality} {segment.n_units} ".encode())
-                    hashing.update(segment.flat().numpy().tobytes())
-            self._probed = hashing.hexdigest()[:12]
-        return self._probed
 
     def _rank(self) -> DataRank:
         return data_rank(self.trainer)
