@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ from armm.commands.options import OptionParser
 from armm.datasets import builtin_folder
 from armm.datasets.files import check_fractions, reader
 from armm.datasets.jobs import Settings
-from armm.datasets.preparing import prepare
+from armm.datasets.preparing import prepare, with_vocab_size
 from armm.datasets.shards import SPLITS
 from armm.errors import InputError, nearest
-from armm.modalities import Text
 from armm.modality import Modality
 from armm.spec import from_spec
 
@@ -100,12 +98,7 @@ def text_modality(recipe: str, vocab_size: int | None) -> Modality:
         raise InputError(f"{path} is no recipe with model.modalities ({error}); name another") from error
     modalities = {name: from_spec(spec, Modality).named(name) for name, spec in specs.items()}
     found = reader(modalities, ".txt")[1]
-    if vocab_size is None:
-        return found
-    if not isinstance(found, Text) or found.kind != "bpe":
-        kind = f"kind: {found.kind}" if isinstance(found, Text) else type(found).__name__
-        raise InputError(f"--vocab-size is for byte pairs, {path} has {kind}; leave it out, or set kind: bpe there")
-    return replace(found, vocab_size=vocab_size)
+    return found if vocab_size is None else with_vocab_size(found, vocab_size)
 
 
 def _recipe(name: str) -> Path:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -91,8 +91,8 @@ def _nothing_left_of_a_mistake(folder: Path) -> Iterator[None]:
         # of a long preparation shards are there, and what ended it may be over the next time
         if is_new and (isinstance(error, TooLittleError) or not any(folder.glob("*.bin"))):
             for path in folder.glob("*"):
-                path.unlink()
-            if not was_there:
+                path.unlink(missing_ok=True)
+            if not was_there and folder.exists():
                 folder.rmdir()
         raise
 
@@ -134,6 +134,14 @@ def _spec(modality: Modality) -> Any:
 
 
 # ------------------------------------------------------------------ vocabulary
+
+
+def with_vocab_size(modality: Modality, n: int) -> Modality:
+    """Raises InputError: its vocabulary has no size to choose."""
+    if not isinstance(modality, Text) or modality.kind != "bpe":
+        kind = f"kind: {modality.kind}" if isinstance(modality, Text) else f"a {type(modality).__name__}"
+        raise InputError(f"--vocab-size is for byte pairs, the recipe has {kind}; leave it out, or set kind: bpe there")
+    return replace(modality, vocab_size=n)
 
 
 def _learn(modality: Modality, jobs: Sequence[Job], folder: Path, settings: Settings, report: Report) -> Modality:

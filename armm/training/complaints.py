@@ -73,7 +73,7 @@ def raised_by(error: BaseException, package: str) -> bool:
 
 def explain(error: Exception) -> str:
     """The parser's complaint in one line."""
-    text = " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -"))
+    text = " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -")).replace("typing.", "")
     place = ".".join(re.findall(r'Parser key "([\w.]+)"', text))
     at = f"{place}: " if place else ""
     # the deepest cause stands last; what a Union's other branches say comes after it and starts with Expected
@@ -184,8 +184,8 @@ def _class_names() -> list[str]:
 def _plain(types: str) -> str:
     """`int or null` for `<class 'int'>, <class 'NoneType'>`."""
     names = re.sub(r"<class '([\w.]+)'>", lambda match: match[1].rpartition(".")[2], types)
-    names = names.replace("NoneType", "null").replace("typing.", "")
-    return _short(" or ".join(_outer_parts(names)))
+    names = " or ".join(_outer_parts(names.replace("NoneType", "null")))
+    return re.sub(r"Literal\[([^\]]*)\]", lambda match: match[1].replace("'", "").replace(", ", " or "), names)
 
 
 def _outer_parts(types: str) -> Iterable[str]:

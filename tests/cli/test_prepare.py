@@ -125,6 +125,8 @@ def test_ctrl_c_is_one_line(here: Path) -> None:
         (["text/shard", "mine.txt"], ["text/shard", "did you mean 'text/shards'"]),
         (["image/digits", "mine.txt"], ["needs a modality that reads .txt files; the model has: image"]),
         (["mine.txt", "mine.txt"], ["mine.txt is no recipe"]),
+        (["text/shakespeare_char", "mine.txt", "--vocab-size=300"], ["--vocab-size is for byte pairs", "kind: chars"]),
+        (["text/shards", "mine.txt", "--sample-mb=2000000"], ["--sample-mb is 2000000", "less than 1048576"]),
         (["text/shards", "nowhere.txt"], ["nowhere.txt: no such file"]),
         (["text/shards", "mine.txt", "--val=0"], ["--val is 0.0"]),
         (["text/shards", "mine.txt", "--workers=0"], ["--workers is 0"]),
