@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     config = read_recipe(folder)
     scores = [from_spec(_with_arguments(spec), Score) for spec in config.get("scores") or []]
     if not scores:
-        raise InputError(f"{folder / CONFIG}: the recipe names no scores; list some under scores:")
+        raise InputError(f"{folder / CONFIG}: the recipe names no scores; list some under its key `scores`")
     model = bundle.load(place, options.device)
     for score in scores:
         score.check(model)
