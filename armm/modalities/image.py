@@ -8,9 +8,7 @@ Axes: H, W pixels; r, c rows and columns of units; bh, bw pixels of a unit; ch c
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,15 +22,13 @@ from torch import nn
 from armm.embedders import UnitEmbedder
 from armm.errors import InputError
 from armm.heads import HeadConfig, Unit
-from armm.modalities.reading import one_line, read_bytes
+from armm.modalities.picture import pillow, read_picture, sixteen_bit
 from armm.modality import Modality, Preview
 from armm.sequence import Segment
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # none that runs another program, as EPS does
-MAX_PIXELS = 2**26
 SYMBOL_WIDTH = 8
 
 
@@ -255,8 +251,8 @@ class Image(Modality):
         Raises InputError: damaged or cut short, not a picture, animated, too many pixels, transparent without
             `background`, or in colour where one channel is wanted.
         """
-        picture = _read_picture(path)
-        pixels = _sixteen_bit(picture, path) if picture.mode.startswith("I") else self._eight_bit(picture, path)
+        picture = read_picture(path)
+        pixels = sixteen_bit(picture, path) if picture.mode.startswith("I") else self._eight_bit(picture, path)
         if self.channels == 3:
             pixels = np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
         elif pixels.ndim == 3:
@@ -270,7 +266,7 @@ class Image(Modality):
     def save(self, raw: np.ndarray, path: Path) -> None:
         """Write a PNG of 8 bits a channel."""
         self._check_array(raw)
-        _pillow().fromarray(self.dequantise(raw)).save(path, format="PNG")
+        pillow().fromarray(self.dequantise(raw)).save(path, format="PNG")
 
     def preview(self, raws: Sequence[np.ndarray]) -> Preview:
         """A grid, about square, each image enlarged by a whole factor to 64 pixels or so, with a line between them."""
@@ -349,7 +345,7 @@ class Image(Modality):
                         f"{path} is transparent in places, expected an opaque picture; flatten it, or set "
                         f"{self.name}.background: black or white"
                     )
-                rgba = _pillow().alpha_composite(_pillow().new("RGBA", rgba.size, self.background), rgba)
+                rgba = pillow().alpha_composite(pillow().new("RGBA", rgba.size, self.background), rgba)
             return np.asarray(rgba.convert("RGB"))
         if picture.mode in ("1", "L"):
             return np.asarray(picture.convert("L"))
@@ -360,56 +356,6 @@ class Image(Modality):
         )
 
 
-def _read_picture(path: Path) -> Picture:
-    """A picture that was decoded to its last pixel, upright."""
-    content = read_bytes(path)
-    pillow = _pillow()
-    from PIL import ImageOps, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            # Pillow's complaints about harmless metadata, and about size, which is checked below
-            warnings.simplefilter("ignore")
-            picture = pillow.open(io.BytesIO(content), formats=FORMATS)
-            _check_frame(picture, path)
-            picture.load()  # to the last pixel, checksums too
-            if picture.format == "PNG" and b"IEND\xaeB`\x82" not in content:
-                raise OSError("its end is missing")
-            return ImageOps.exif_transpose(picture)
-    except InputError:
-        raise
-    except pillow.DecompressionBombError:
-        raise InputError(f"{path} has more than {MAX_PIXELS:,} pixels; shrink it first") from None
-    except UnidentifiedImageError:
-        raise InputError(
-            f"{path} is damaged or not a picture, whatever its name says; expected PNG, JPEG, BMP, GIF, WebP, TIFF or "
-            "PPM; fetch it again or convert it"
-        ) from None
-    except Exception as error:  # decoders raise anything from SyntaxError to struct.error on damaged data
-        raise InputError(f"{path} is damaged or cut short: {one_line(error)}; fetch or save it again") from error
-
-
-def _check_frame(picture: Picture, path: Path) -> None:
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{path} has {_by(height, width)} pixels (height x width), more than {MAX_PIXELS:,} in all; shrink it first"
-        )
-    if picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # 32 bits of unknown scale
-        raise InputError(f"{path} has 32-bit pixels, expected 8 or 16 bits; convert it to 8-bit PNG")
-    n_frames = getattr(picture, "n_frames", 1)
-    if n_frames > 1 and picture.format != "MPO":  # phones keep previews as further frames of an MPO
-        raise InputError(f"{path} has {n_frames} frames, expected one picture; save the frame you want")
-
-
-def _sixteen_bit(picture: Picture, path: Path) -> np.ndarray:
-    """(H, W) uint8 the upper bytes of 16-bit grey."""
-    values = np.asarray(picture)
-    if picture.has_transparency_data or values.min() < 0 or values.max() > 0xFFFF:
-        raise InputError(f"{path} has pixels of kind {picture.mode}, expected 8 or 16 bits; convert it to 8-bit PNG")
-    return (values.astype(np.int64) >> 8).astype(np.uint8)
-
-
 def _multiples(length: int, step: int, most: int) -> tuple[int, int]:
     """The multiples of `step` below and above, or twice the same where one does not exist."""
     below, above = length // step * step, -(-length // step) * step
@@ -418,11 +364,3 @@ def _multiples(length: int, step: int, most: int) -> tuple[int, int]:
 
 def _by(*sizes: int) -> str:
     return "x".join(map(str, sizes))
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image as pillow
-    except ImportError as error:
-        raise InputError(f"image files need the Pillow package ({error}); pip install armm[image]") from error
-    return pillow

@@ -11,7 +11,7 @@ import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from armm.embedders import UnitEmbedder
 from armm.errors import InputError
 from armm.heads import HeadConfig, Unit
 from armm.modalities.midi import HOLD, REST, STEPS_PER_WHOLE, Piece, bar_steps, notes_of, read_midi, write_midi
+from armm.modalities.picture import pillow
 from armm.modality import Modality, Preview
 from armm.sequence import Segment
 
@@ -206,7 +207,7 @@ class Music(Modality):
     def save(self, raw: Piece, path: Path) -> None:
         """Write MIDI; where the name ends in `.png` a piano roll, in `.wav` a sound."""
         if path.suffix == ".png":
-            _pillow().fromarray(self.roll(raw)).save(path, format="PNG")
+            pillow().fromarray(self.roll(raw)).save(path, format="PNG")
         elif path.suffix == ".wav":
             samples = np.rint(self.sound(raw) * 32767).astype("<i2")
             with wave.open(str(path), "wb") as file:
@@ -297,11 +298,3 @@ def held(steps: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
         tuple(HOLD if own >= 0 and last is not None and last[v] == own else own for v, own in enumerate(step))
         for last, step in zip(before, steps, strict=False)
     )
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image as pillow
-    except ImportError as error:
-        raise InputError(f"pictures need the Pillow package ({error}); pip install armm[image]") from error
-    return pillow

@@ -21,6 +21,7 @@ from armm.embedders import UnitEmbedder
 from armm.errors import InputError
 from armm.heads import HeadConfig, Unit
 from armm.modalities.image import Image
+from armm.modalities.picture import pillow
 from armm.modalities.reading import one_line, read_bytes
 from armm.modality import Modality, Preview
 from armm.sequence import Segment
@@ -222,7 +223,7 @@ class Video(Modality):
         pixels = self.dequantise(raw)
         if path.suffix == ".mp4":
             return _write_mp4(_enlarged(pixels), path, self.fps)
-        first, *others = (_pillow().fromarray(frame) for frame in pixels)
+        first, *others = (pillow().fromarray(frame) for frame in pixels)
         first.save(path, format="GIF", save_all=True, append_images=others, duration=1000 // self.fps, loop=0)
 
     def preview(self, raws: Sequence[np.ndarray]) -> Preview:
@@ -259,10 +260,9 @@ class FrameRowEmbedder(nn.Module):
 
 def _read_gif(content: bytes, path: Path, fps: int) -> list[np.ndarray]:
     """(h, w, 3) uint8 frames, each 1/fps seconds."""
-    pillow = _pillow()
-    frames = []
+    library, frames = pillow(), []
     try:
-        with pillow.open(io.BytesIO(content)) as picture:
+        with library.open(io.BytesIO(content)) as picture:
             for number in range(picture.n_frames):
                 picture.seek(number)
                 lasts = picture.info.get("duration", 0) * fps / 1000
@@ -300,14 +300,6 @@ def _write_mp4(frames: np.ndarray, path: Path, fps: int) -> None:
             picture = av.VideoFrame.from_ndarray(frame, format="gray").reformat(format="yuv420p")
             file.mux(stream.encode(picture))
         file.mux(stream.encode())
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image as pillow
-    except ImportError as error:
-        raise InputError(f"GIFs need the Pillow package ({error}); pip install armm[video]") from error
-    return pillow
 
 
 def _av(path: str) -> Any:
