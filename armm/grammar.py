@@ -390,13 +390,16 @@ class Grammar:
         unscored = frozenset(
             name for name, own in placed.items() if all(s.n_given >= self._payload_units(s) for _, _, s in own)
         )
-        return Batch(torch.tensor(lengths), segments, controls[:, 0], controls[:, 1], controls[:, 2], unscored=unscored)
+        rows, positions, values = controls.unbind(1)
+        return Batch(torch.tensor(lengths), segments, rows, positions, values, max(lengths, default=0), unscored)
 
     def _stack(self, name: str, placed: list[tuple[int, int, Segment]]) -> SegmentBatch:
         modality = self.modalities[name]
         n_units = torch.tensor([self._payload_units(segment) for _, _, segment in placed])
         n, u, k = len(placed), max(int(n_units.max()), 1), modality.unit_symbols
         lengths = torch.tensor([segment.length for _, _, segment in placed])
+        headers = [segment.header for _, _, segment in placed]
+        coded = [modality.coded_header(header) if modality.header_sizes else () for header in headers]
         flat = [segment.flat() for _, _, segment in placed]
         if all(len(own) == u * k for own in flat):
             symbols = torch.stack(flat)
@@ -413,7 +416,8 @@ class Grammar:
         return SegmentBatch(
             symbols=symbols.view(n, u, k),
             known=(torch.arange(u * k) < lengths[:, None]).view(n, u, k),
-            header=torch.tensor([segment.header for _, _, segment in placed], dtype=torch.int64).view(n, -1),
+            header=torch.tensor(headers, dtype=torch.int64).view(n, -1),
+            coded=torch.tensor(coded, dtype=torch.int64).view(n, -1),
             n_units=n_units,
             rows=torch.tensor([row for row, _, _ in placed]),
             starts=torch.tensor([start for _, start, _ in placed]),

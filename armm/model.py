@@ -21,7 +21,7 @@ from armm.errors import InputError
 from armm.grammar import Grammar, Slot, Stage
 from armm.heads import CategoricalHead, Head
 from armm.modality import Modality
-from armm.sequence import Batch, Document, SegmentBatch
+from armm.sequence import Batch, Document
 from armm.state import State
 
 
@@ -176,8 +176,7 @@ class AutoregressiveModel(nn.Module):
             nothing = torch.zeros_like(where)
             place(Slot(Stage.CONTROL, "", 0), where, batch.control_values[:, None], nothing, nothing[:, None])
         for name, segment in batch.segments.items():
-            coded = self.coded_headers(name, segment)
-            nothing = torch.zeros_like(segment.rows)
+            coded, nothing = segment.coded, torch.zeros_like(segment.rows)
             for k in range(coded.shape[1]):
                 where = segment.rows * n + segment.starts - coded.shape[1] + k
                 place(Slot(Stage.HEADER, name, k), where, coded[:, k : k + 1], nothing, segment.header)
@@ -193,14 +192,6 @@ class AutoregressiveModel(nn.Module):
         if values is not None:
             values = F.pad(values.view(n_rows, n, value_width)[:, :-1], (0, 0, 1, 0))
         return self.backbone(x, values)
-
-    def coded_headers(self, name: str, segment: SegmentBatch) -> Tensor:
-        """(S, number of coded fields) the header symbols of the segments."""
-        modality = self.modalities[name]
-        if not modality.header_sizes:
-            return segment.header[:, :0]
-        coded = [modality.coded_header(tuple(header)) for header in segment.header.tolist()]
-        return torch.tensor(coded, dtype=torch.int64, device=segment.header.device)
 
     def log_prob(
         self,
@@ -244,7 +235,7 @@ class AutoregressiveModel(nn.Module):
                 logits = self.structure_logits(slot, context, index)
                 nats = logits.log_softmax(-1).gather(-1, segment.ends[..., None])[..., 0]
                 decisions[name] = torch.where(present, nats, 0.0)
-            header = self.coded_headers(name, segment)
+            header = segment.coded
             if header.shape[1]:
                 columns = []
                 for k in range(header.shape[1]):

@@ -95,6 +95,7 @@ class SegmentBatch:
         symbols: (S, U, K) int64; the value `vocab`, outside the alphabet, wherever `known` is False.
         known: (S, U, K) bool: the symbol exists.
         header: (S, F) int64.
+        coded: (S, C) int64: the symbols by which headers are coded; C is 0 where they are known.
         n_units: (S,) int64.
         rows: (S,) the row that each segment stands in.
         starts: (S,) the position of its first unit in that row.
@@ -105,6 +106,7 @@ class SegmentBatch:
     symbols: Tensor
     known: Tensor
     header: Tensor
+    coded: Tensor
     n_units: Tensor
     rows: Tensor
     starts: Tensor
@@ -135,7 +137,7 @@ class Batch:
         lengths: (B,) units of each row, control and header units included.
         segments: the payload by modality name.
         control_rows, control_positions, control_values: (M,) each: the control units and the index of what they say.
-        longest: the largest length, where it is known without asking a device.
+        n_positions: the largest length, known without asking a device.
         unscored: modalities of which all segments are given whole.
     """
 
@@ -144,18 +146,12 @@ class Batch:
     control_rows: Tensor
     control_positions: Tensor
     control_values: Tensor
-    longest: int | None = None
+    n_positions: int
     unscored: frozenset[str] = frozenset()
 
     @property
     def n_rows(self) -> int:
         return self.lengths.shape[0]
-
-    @property
-    def n_positions(self) -> int:
-        if self.longest is not None:
-            return self.longest
-        return int(self.lengths.max()) if self.lengths.numel() else 0
 
     def reading(self, symbols: Mapping[str, Tensor]) -> Batch:
         """The same batch with other payload symbols, by modality."""

@@ -308,7 +308,7 @@ def rebuilt(grammar: Grammar, batch: Batch) -> list[list[int]]:
     for name, segment in batch.segments.items():
         modality = grammar.modalities[name]
         for s, (row, start) in enumerate(zip(segment.rows.tolist(), segment.starts.tolist(), strict=True)):
-            coded = modality.coded_header(tuple(segment.header[s].tolist()))
+            coded = segment.coded[s].tolist()
             for i, own in enumerate(coded):
                 put(row, start - len(coded) + i, [own])
             for u in range(int(segment.n_units[s])):

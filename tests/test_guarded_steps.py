@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_modalities import Letters, hash_parameters
-from tiny_training import RAGGED, Given, fit, module_of
+from tiny_modalities import Letters, Picture, hash_parameters
+from tiny_training import RAGGED, TINY, Given, fit, module_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from armm.errors import InputError
+from armm.model import AutoregressiveModel
+from armm.sequence import Segment
 from armm.training import DataModule, GenerativeModule, Optimization
 from armm.training.guard import Guard, StepGuard, tensors_in
 
@@ -170,7 +172,6 @@ def test_training_reads_nothing_back_from_the_device() -> None:
     module.prepare(data)
     batch = next(iter(data.train_dataloader()))[0].to("cpu")
     guard, optimizer = module.step_guard, module.trainer.optimizers[0]
-    assert batch.longest == batch.n_positions
     nats = module.model.log_prob(batch)
     with NoReading():
         total, n_symbols = module.loss_sum(batch, nats)
@@ -180,3 +181,17 @@ def test_training_reads_nothing_back_from_the_device() -> None:
     for read in (lambda x: bool(x > 1), lambda x: x.item(), lambda x: x[x > 1], lambda x: x.nonzero()):
         with pytest.raises(AssertionError, match="read"), NoReading():
             read(torch.zeros(2)[:1])
+
+
+def test_the_model_reads_nothing_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free documents of two modalities of any length, one with a coded header, forward and backward."""
+    model = AutoregressiveModel({"letters": Letters(), "picture": Picture(sizes_differ=True)}, TINY)
+    pictures = [Segment("picture", torch.randint(5, (rows, 4)), None, (rows, 1)) for rows in (1, 4, 2)]
+    letters = [model.modalities["letters"].encode(RAGGED[i]["letters"]) for i in (2, 5, 0)]
+    documents = [[letters[0], pictures[0]], [pictures[1]], [pictures[2], *letters[1:]]]
+    batch = model.grammar.collate(documents).to("cpu")
+    monkeypatch.setattr(Tensor, "tolist", None)  # which the mode does not see
+    with NoReading():
+        payload, structure = model.log_prob(batch, only_scored=True, normalisers=True).scored(batch)
+        (payload + structure).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

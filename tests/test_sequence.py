@@ -78,11 +78,11 @@ def test_given_units_are_known_but_not_scored() -> None:
 def test_batch_moves_whole_to_another_device() -> None:
     """A field forgotten in `to` fails on a GPU only."""
     batch = collate([segment_of("clip", [1, 2], 3), segment_of("letters", [1], 1)]).to("meta")
-    assert batch.longest == batch.n_positions == 5
+    assert batch.n_positions == 5
     assert batch.unscored == collate([segment_of("clip", [1, 2], 3), segment_of("letters", [1], 1)]).unscored
     for field in fields(Batch):
         value = getattr(batch, field.name)
-        if field.name in ("longest", "unscored"):
+        if field.name in ("n_positions", "unscored"):
             continue
         parts = (
             [value]
