@@ -24,7 +24,7 @@ from armm.memory import keep_freed_memory
 from armm.modality import discover
 from armm.training.callbacks import Recorder, SampleLogger
 from armm.training.checkpoints import CheckedIO, Saved, in_run
-from armm.training.complaints import in_one_line
+from armm.training.complaints import in_one_line, told_by_process
 from armm.training.data import DataModule
 from armm.training.defaults import TRAINER, check_trainer
 from armm.training.diagnostics import Diagnostics
@@ -162,6 +162,12 @@ class TrainCLI(LightningCLI):
                 "name another or remove it"
             )
         check_trainer(self.config["trainer"])
+        max_steps = self.config["trainer"]["max_steps"]
+        if self.saved and -1 < max_steps < self.saved.step:
+            raise InputError(
+                f"trainer.max_steps is {max_steps}, and {self.run_dir} is at step {self.saved.step:,} already; "
+                "give more, or leave it out"
+            )
         if self.config["n_samples"] < 0:
             raise InputError(f"n_samples is {self.config['n_samples']}, it must be at least 0; 0 logs none")
 
@@ -266,7 +272,7 @@ def train(arguments: list[str]) -> int:
         arguments = [*own, f"--run_dir={folder}"]
     else:
         arguments = with_size(arguments, yaml.safe_load(recipe.read_text(encoding="utf-8")))
-    with in_one_line(recipe):
+    with told_by_process(), in_one_line(recipe):
         if trains_tokenizer(recipe):
             return train_tokenizer(recipe, name, arguments, new_run(name.rpartition("/")[2]))
         return run(recipe, name, arguments, resumed=folder is not None)

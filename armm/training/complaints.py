@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
 
 from armm.backbones import BackboneConfig
 from armm.datasets import Source
@@ -32,6 +33,17 @@ PARTS = {"model.optimization": Optimization, "model.guard": Guard}
 LOADER_DIED = "a process that loads data has died, killed for the memory it took perhaps; lower data.num_workers"
 NO_MEMORY = "there is not enough memory; lower data.batch_size, data.crop or the size of the model"
 TOP = (*SECTIONS, "run_dir", "seed_everything", "n_samples", "scores", "score_trials", "size", "resume")
+
+
+@contextmanager
+def told_by_process() -> Iterator[None]:
+    """Of several processes that each have found a mistake, have all but the first say which they are."""
+    try:
+        yield
+    except InputError as error:
+        if rank_zero_only.rank == 0:
+            raise
+        raise InputError(f"{error} (process {rank_zero_only.rank})") from error
 
 
 @contextmanager

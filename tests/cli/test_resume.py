@@ -89,6 +89,7 @@ def test_what_is_refused_leaves_the_run_as_it_was(here: Path, run: Run, refused:
     refused(["train", "--resume=mine", "--data.batch_size=3"], "data.batch_size", "was 4, now it is 3")
     refused(["train", "--resume=mine", "--model.backbone.init_args.width=32"], "another model")
     refused(["train", "--resume=mine", "--model.optimization.muon_lr=0"], "other groups of parameters")
+    refused(["train", "--resume=mine", "--trainer.max_steps=1"], "max_steps is 1", "at step 2 already")
     refused(["train", "--resume=mine", "--size", "2"], "--size changes the model", "leave --size out")
     assert (here / "mine/config.yaml").read_bytes() == before
     run("train", "--resume=mine", "--trainer.max_steps=3")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +36,8 @@ HERE = Path(__file__).parent
 CLOSE = 1e-5  # of losses and norms
 
 
-def started(n: int, script: list[str], seconds: float = 200) -> list[str]:
-    """What n processes that train together print, in the order of their ranks."""
+def ended(n: int, script: list[str], seconds: float = 200) -> list[subprocess.CompletedProcess[str]]:
+    """n processes that train together, in the order of their ranks."""
     environment = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -60,8 +61,17 @@ def started(n: int, script: list[str], seconds: float = 200) -> list[str]:
     finally:
         for process in processes:
             process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(err[-3000:] for _, err in outputs)
-    return [out for out, _ in outputs]
+    return [
+        subprocess.CompletedProcess(script, process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def started(n: int, script: list[str]) -> list[str]:
+    """What n processes that train together to the end print, in the order of their ranks."""
+    found = ended(n, script)
+    assert all(one.returncode == 0 for one in found), "\n".join(one.stderr[-3000:] for one in found)
+    return [one.stdout for one in found]
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +218,41 @@ def test_a_run_goes_on_with_two_processes_from_the_command_line(tmp_path: Path) 
     own, written = (load_file(place / "weights.safetensors") for place in (tmp_path / "bundle", run / "model"))
     assert own.keys() == written.keys() and all(torch.equal(own[name], written[name]) for name in own)
     assert bundle.load(tmp_path / "bundle").n_parameters == scores["n_parameters"]
+
+
+KILLED = """
+import os, signal, sys
+from armm.cli import main
+from armm.training import GenerativeModule
+
+real = GenerativeModule.training_step
+
+def step(self, data, index):
+    if os.environ["LOCAL_RANK"] == "1" and self.trainer.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, data, index)
+
+GenerativeModule.training_step = step
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_process_ends_the_others_with_a_line(tmp_path: Path) -> None:
+    """Which neither waits for it nor shows what gloo throws; and the run goes on from its last checkpoint."""
+    run = tmp_path / "run"
+    keys = ["--data.batch_size=4", "--trainer.max_steps=5", "--checkpoints.minutes=0", f"--run_dir={run}"]
+    two = ["--trainer.strategy=ddp", "--trainer.devices=2"]
+    first, second = ended(2, ["-c", KILLED, "train", "image/digits", *SMALL, *keys, *two])
+    assert second.returncode == -signal.SIGKILL
+    assert first.returncode == 2, first.stderr
+    assert "Traceback" not in first.stderr
+    assert first.stderr.splitlines()[-1].startswith("armm train: another process of the training has ended")
+    assert f"go on: armm train --resume {run}" in first.stderr
+    assert "goes on with checkpoints/step-000000003" in started(2, ["-m", "armm.cli", "train", "--resume", str(run)])[0]
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["steps"] == 5
+
+
+def test_a_mistake_says_which_process_found_it(tmp_path: Path) -> None:
+    for number, one in enumerate(ended(2, ["-m", "armm.cli", "train", "image/digits", "--data.batch_size=0"])):
+        assert one.returncode == 2 and len(one.stderr.splitlines()) == 1
+        assert one.stderr.strip().endswith("(process 1)") == (number == 1), one.stderr
