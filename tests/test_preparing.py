@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,21 @@ def test_a_set_is_its_documents(kind: Any, tmp_path: Path) -> None:
     index = json.loads((tmp_path / "set" / "index.json").read_bytes())
     assert len(index["shards"]) > 4 and sum(shard["documents"] for shard in index["shards"]) == 60
     assert index["dtype"] == {"bytes": "uint8", "chars": "uint8", "bpe": "uint16"}[kind]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "chars"])
+def test_memory_does_not_grow_with_the_text(kind: Any, tmp_path: Path) -> None:
+    """Six megabytes more of text, and what is held is a shard. There is more of the list of shards: 2 kB for each."""
+    settings, peaks = replace(SETTINGS, shard_bytes=100_000), []
+    line = json.dumps({"text": "the quick brown fox jumps over the lazy dog. " * 40}) + "\n"
+    for n_shards in (4, 64):
+        texts = tmp_path / f"{n_shards}.jsonl"
+        texts.write_text(line * (n_shards * settings.shard_bytes // len(line)))
+        tracemalloc.start()
+        make(Text(kind=kind), texts, tmp_path / f"{n_shards}", settings)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 2 * settings.shard_bytes, peaks
 
 
 def test_few_texts_are_cut_like_those_of_a_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shard_sets import BPE, load, make, texts_of, write_lines
+from shard_sets import BPE, SETTINGS, load, make, texts_of, write_lines
 
 from armm.backbones import Transformer
 from armm.datasets import ListOfItems, Source, Splits, TokenShards
@@ -154,6 +155,24 @@ def test_a_large_set_needs_no_memory_of_its_size(prepared: Path, tmp_path: Path)
     slots = Slots(items.blocks(), lambda b: (np.ones(items.blocks()[b], int), items.sizes(b)), ragged=True)  # type: ignore[return-value]
     assert len(slots) == len(items) and len(slots._tables) == 0
     assert len(items.files._tables) <= 32  # type: ignore[attr-defined]
+
+
+def test_a_set_enlarged_by_links_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `benchmarks/large_text.py` measures is trained on as one that was prepared whole."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    benchmark = importlib.import_module("large_text")
+    benchmark.write_texts(tmp_path / "texts", 200_000)
+    small = make(BPE, tmp_path / "texts", tmp_path / "small", replace(SETTINGS, shard_bytes=20_000))
+    benchmark.enlarge(small, 3, tmp_path / "large")
+    once, thrice = load(small).train, load(tmp_path / "large").train
+    assert len(thrice) == 3 * len(once)
+    last = [items.item(len(items) - 1, 0)["text"].flat().tolist() for items in (once, thrice)]
+    assert last[0] == last[1]
+    assert all(time > 0 for time in benchmark.batch_times(tmp_path / "large", 3, BPE.vocab_size))
+    seconds, gigabytes = benchmark.measured(["list"])
+    assert seconds > 0 and 0.01 < gigabytes < 10
+    with pytest.raises(RuntimeError, match="exit code 2"):
+        benchmark.measured(["lisp"])
 
 
 # ------------------------------------------------------------ object storage
