@@ -6,6 +6,7 @@ Prints a table as it goes and one JSON object as its last line. What each work i
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from statistics import mean
 from time import perf_counter
 from typing import Any
@@ -106,11 +108,11 @@ def tokens_of(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
 # ------------------------------------------------------------------------ ours
 
 
-def module_of(work: Work, optimization: Optimization, **blocks: Any) -> GenerativeModule:
+def module_of(work: Work, optimization: Optimization, compiled: bool = False, **blocks: Any) -> GenerativeModule:
     torch.manual_seed(0)
     backbone = Transformer(width=work.width, n_layers=work.n_layers, n_heads=work.n_heads, **blocks)
     modalities: Any = {"text": Text(kind="chars")}
-    return GenerativeModule(modalities, backbone, layout=["text"], context=8 * work.context, optimization=optimization)
+    return GenerativeModule(modalities, backbone, ["text"], 8 * work.context, optimization, compile=compiled)
 
 
 def data_of(work: Work, path: Path) -> DataModule:
@@ -140,9 +142,11 @@ def trainer_of(setting: Setting, precision: str, callbacks: Sequence[L.Callback]
     )
 
 
-def our_rate(work: Work, path: Path, setting: Setting, precision: str, optimization: Optimization) -> float:
-    """Tokens per second of a training that was begun anew."""
-    module, steps = module_of(work, optimization), Steps()
+def our_rate(
+    work: Work, path: Path, setting: Setting, precision: str, optimization: Optimization, compiled: bool = False
+) -> float:
+    """Tokens per second of a training that was begun anew; compiling falls to the steps that are left out."""
+    module, steps = module_of(work, optimization, compiled), Steps()
     trainer = trainer_of(setting, precision, [steps], max_steps=work.n_steps + SKIP)
     trainer.fit(module, datamodule=data_of(work, path))
     return work.tokens * work.n_steps / (steps.times[-1] - steps.times[SKIP - 1])
@@ -221,6 +225,15 @@ def throughput(work: Work, folder: Path, setting: Setting) -> Contest:
         warm = partial(nano_rate, training, replace(work, n_steps=SKIP))
         peers.append(Contender(f"nanoGPT {name}", partial(nano_rate, training, work), warm=warm, tells=True))
     notes = [f"precision {choice.precision}: {choice.reason}"]
+    variants = [
+        Contender("ours, 32-true", partial(ours, "32-true", LIKE_PEERS), warm=lambda: None, tells=True),
+        Contender("ours with Muon", partial(ours, choice.precision, Optimization()), warm=lambda: None, tells=True),
+    ]
+    if which(os.environ.get("CXX", "g++")):
+        run = partial(ours, choice.precision, LIKE_PEERS, compiled=True)
+        variants.append(Contender(f"ours, {choice.precision}, compiled", run, warm=lambda: None, tells=True))
+    else:
+        notes.append("model.compile needs a C++ compiler, and none was found")
     if has_trainer():
         for name, autocast in (("fp32", False), ("bf16", True)):
             run = partial(trainer_rate, config, train, work, autocast)
@@ -231,10 +244,7 @@ def throughput(work: Work, folder: Path, setting: Setting) -> Contest:
         unit="tok/s",
         ours=Contender(f"ours, {choice.precision}", partial(ours, choice.precision, LIKE_PEERS), tells=True),
         exact=None,
-        variants=[
-            Contender("ours, 32-true", partial(ours, "32-true", LIKE_PEERS), warm=lambda: None, tells=True),
-            Contender("ours with Muon", partial(ours, choice.precision, Optimization()), warm=lambda: None, tells=True),
-        ],
+        variants=variants,
         peers=peers,
         notes=notes,
     )
