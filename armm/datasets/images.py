@@ -76,7 +76,8 @@ def moved(image: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     """(H, W) or (H, W, C) an image moved by at most so many pixels up or down, left or right; what comes in is 0."""
     down, right = (int(step) for step in rng.integers(0, 2 * most + 1, 2))
     height, width = image.shape[:2]
-    padded = np.pad(image, [(most, most), (most, most), *[(0, 0)] * (image.ndim - 2)])
+    padded = np.zeros((height + 2 * most, width + 2 * most, *image.shape[2:]), dtype=image.dtype)  # faster than np.pad
+    padded[most : most + height, most : most + width] = image
     return padded[down : down + height, right : right + width]
 
 
