@@ -242,6 +242,23 @@ class Grammar:
 
     def check(self, document: Document) -> None:
         """Raises InputError: a document that this grammar cannot code."""
+        self._check_structure(document)
+        for segment in document:
+            inside = segment.flat()
+            if inside.numel():
+                self._check_range(segment.modality, inside[None], [segment])
+
+    def _check_range(self, name: str, symbols: Tensor, segments: Sequence[Segment]) -> None:
+        """(S, T) symbols of some segments, 0 where there is none. Raises InputError: some are outside the alphabet."""
+        vocab = self.modalities[name].vocab
+        # what is given may be unknown
+        largest = torch.tensor([vocab - (segment.n_given < segment.n_units) for segment in segments])
+        lowest, highest = symbols.aminmax(dim=1)
+        if bool(((lowest < 0) | (highest > largest)).any()):
+            raise InputError(f"a segment of {name!r} has symbols outside [0, {vocab})")
+
+    def _check_structure(self, document: Document) -> None:
+        """All that can be said without looking at symbols."""
         names = [segment.modality for segment in document]
         for name in names:
             if name not in self.modalities:
@@ -253,16 +270,11 @@ class Grammar:
             raise InputError(f"the document is {names}, this model's layout is {self.layout}")
         for segment in document:
             modality = self.modalities[segment.modality]
-            inside = segment.flat()
             if segment.symbols.shape[1] != modality.unit_symbols:
                 raise InputError(
                     f"a segment of {segment.modality!r} has {segment.symbols.shape[1]} symbols per unit, "
                     f"the model wants {modality.unit_symbols}"
                 )
-            largest = modality.vocab - (segment.n_given < segment.n_units)  # what is given may be unknown
-            lowest, highest = inside.aminmax() if inside.numel() else (0, 0)
-            if not 0 <= int(lowest) <= int(highest) <= largest:
-                raise InputError(f"a segment of {segment.modality!r} has symbols outside [0, {modality.vocab})")
             coded = modality.coded_header(segment.header) if modality.header_sizes else ()
             inside_sizes = all(0 <= own < size for own, size in zip(coded, modality.header_sizes, strict=True))
             if not inside_sizes or modality.header(coded) != segment.header:
@@ -371,7 +383,7 @@ class Grammar:
         lengths, control = [], []
         placed: dict[str, list[tuple[int, int, Segment]]] = {}
         for row, document in enumerate(documents):
-            self.check(document)
+            self._check_structure(document)
             position = 0
             for segment in document:
                 modality = self.modalities[segment.modality]
@@ -407,6 +419,8 @@ class Grammar:
             symbols = torch.full((n, u * k), modality.vocab, dtype=torch.int64)
             for own, payload in zip(symbols, flat, strict=True):
                 own[: len(payload)] = payload
+        known = torch.arange(u * k) < lengths[:, None]
+        self._check_range(name, symbols * known, [segment for _, _, segment in placed])
         unit = torch.arange(u)
         present = unit < n_units[:, None]
         given = torch.tensor([segment.n_given for _, _, segment in placed])
@@ -415,7 +429,7 @@ class Grammar:
         ends = torch.where((unit == n_units[:, None] - 1) & ~cut, 1 + in_unit, 0) * modality.ended
         return SegmentBatch(
             symbols=symbols.view(n, u, k),
-            known=(torch.arange(u * k) < lengths[:, None]).view(n, u, k),
+            known=known.view(n, u, k),
             header=torch.tensor(headers, dtype=torch.int64).view(n, -1),
             coded=torch.tensor(coded, dtype=torch.int64).view(n, -1),
             n_units=n_units,
