@@ -275,7 +275,7 @@ class Grammar:
                     f"a segment of {segment.modality!r} has {segment.symbols.shape[1]} symbols per unit, "
                     f"the model wants {modality.unit_symbols}"
                 )
-            coded = modality.coded_header(segment.header) if modality.header_sizes else ()
+            coded = self._coded_header(segment)
             inside_sizes = all(0 <= own < size for own, size in zip(coded, modality.header_sizes, strict=True))
             if not inside_sizes or modality.header(coded) != segment.header:
                 raise InputError(
@@ -317,6 +317,11 @@ class Grammar:
             total += (self.layout is None) + len(modality.header_sizes) + self._payload_units(segment)
         return total
 
+    def _coded_header(self, segment: Segment) -> tuple[int, ...]:
+        """The symbols by which its header is coded; none where it is known."""
+        modality = self.modalities[segment.modality]
+        return modality.coded_header(segment.header) if modality.header_sizes else ()
+
     def _payload_units(self, segment: Segment) -> int:
         """An empty segment of coded length still has one (empty) unit, which says so."""
         return max(segment.n_units, 1 if self.modalities[segment.modality].ended else 0)
@@ -333,8 +338,7 @@ class Grammar:
             continues = open_end and number == len(document) - 1
             if self.layout is None:
                 stream.append(1 + self.names.index(segment.modality))
-            if modality.header_sizes:
-                stream.extend(modality.coded_header(segment.header))
+            stream.extend(self._coded_header(segment))
             symbols, k = segment.flat().tolist(), modality.unit_symbols
             if not modality.ended:
                 stream.extend(symbols)
@@ -411,7 +415,7 @@ class Grammar:
         n, u, k = len(placed), max(int(n_units.max()), 1), modality.unit_symbols
         lengths = torch.tensor([segment.length for _, _, segment in placed])
         headers = [segment.header for _, _, segment in placed]
-        coded = [modality.coded_header(header) if modality.header_sizes else () for header in headers]
+        coded = [self._coded_header(segment) for _, _, segment in placed]
         flat = [segment.flat() for _, _, segment in placed]
         if all(len(own) == u * k for own in flat):
             symbols = torch.stack(flat)

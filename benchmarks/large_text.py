@@ -72,8 +72,7 @@ def measured(command: Sequence[str]) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"armm {' '.join(command)} ended with exit code {process.returncode}")
-    kibibytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return perf_counter() - begin, kibibytes * 1024 / 1e9
+    return perf_counter() - begin, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def batch_times(path: Path, n: int, vocab_size: int) -> tuple[float, float]:

@@ -230,8 +230,9 @@ def tidy(run: Path, keep: int, damaged: Container[Path] = ()) -> None:
     for path in own[keep:]:
         if path not in best[:1]:
             remove(path)
+    newest = [path for path in in_run(run) if path not in damaged][:keep]
     for path in run.glob("hpc_ckpt_*.ckpt"):
-        if path not in damaged and path not in [other for other in in_run(run) if other not in damaged][:keep]:
+        if path not in damaged and path not in newest:
             remove(path)
 
 
