@@ -15,14 +15,16 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from armm.errors import InputError, nearest
 from armm.modality import Modality
-from armm.sequence import Batch, Document, Segment, SegmentBatch
+from armm.sequence import Document, Segment, Shape
 
 END = 0  # the control symbol that ends a document; modalities follow in the order the model lists them
+N_SHAPES = 4096  # of documents that are known to be right
 
 
 class Stage(IntEnum):
@@ -98,6 +100,7 @@ class Grammar:
         self.names = list(self.modalities)
         self.layout = list(layout) if layout is not None else None
         self.context = context
+        self._shapes: set[tuple[Shape, ...]] = set()
         if not self.modalities:
             raise InputError("a model needs at least one modality; list it under modalities")
         for name in self.layout or []:
@@ -242,23 +245,36 @@ class Grammar:
 
     def check(self, document: Document) -> None:
         """Raises InputError: a document that this grammar cannot code."""
-        self._check_structure(document)
+        self.check_structure(document)
         for segment in document:
             inside = segment.flat()
             if inside.numel():
-                self._check_range(segment.modality, inside[None], [segment])
+                given = np.array([segment.n_given >= segment.n_units])
+                self.check_symbols(segment.modality, inside[None], given)
 
-    def _check_range(self, name: str, symbols: Tensor, segments: Sequence[Segment]) -> None:
-        """(S, T) symbols of some segments, 0 where there is none. Raises InputError: some are outside the alphabet."""
+    def check_symbols(self, name: str, symbols: Tensor, given: np.ndarray) -> None:
+        """(S, T) symbols of some segments, 0 where there is none; (S,) bool: the segment is given, so may be unknown.
+
+        Raises InputError: some are outside the alphabet.
+        """
         vocab = self.modalities[name].vocab
-        # what is given may be unknown
-        largest = torch.tensor([vocab - (segment.n_given < segment.n_units) for segment in segments])
-        lowest, highest = symbols.aminmax(dim=1)
-        if bool(((lowest < 0) | (highest > largest)).any()):
+        lowest, highest = (extreme.numpy() for extreme in symbols.aminmax(dim=1))
+        if ((lowest < 0) | (highest >= vocab + given)).any():
             raise InputError(f"a segment of {name!r} has symbols outside [0, {vocab})")
 
-    def _check_structure(self, document: Document) -> None:
-        """All that can be said without looking at symbols."""
+    def check_structure(self, document: Document) -> None:
+        """All that can be said without looking at symbols, and once for documents of the same shape.
+
+        Raises InputError: a document that this grammar cannot code.
+        """
+        shapes = tuple([segment.shape for segment in document])
+        if shapes not in self._shapes:
+            self._check_shape(document)
+            if len(self._shapes) == N_SHAPES:
+                self._shapes.clear()
+            self._shapes.add(shapes)
+
+    def _check_shape(self, document: Document) -> None:
         names = [segment.modality for segment in document]
         for name in names:
             if name not in self.modalities:
@@ -275,7 +291,7 @@ class Grammar:
                     f"a segment of {segment.modality!r} has {segment.symbols.shape[1]} symbols per unit, "
                     f"the model wants {modality.unit_symbols}"
                 )
-            coded = self._coded_header(segment)
+            coded = self.coded_header(segment)
             inside_sizes = all(0 <= own < size for own, size in zip(coded, modality.header_sizes, strict=True))
             if not inside_sizes or modality.header(coded) != segment.header:
                 raise InputError(
@@ -314,17 +330,17 @@ class Grammar:
         total = 1 if self.layout is None else 0
         for segment in document:
             modality = self.modalities[segment.modality]
-            total += (self.layout is None) + len(modality.header_sizes) + self._payload_units(segment)
+            total += (self.layout is None) + len(modality.header_sizes) + self.payload_units(segment)
         return total
 
-    def _coded_header(self, segment: Segment) -> tuple[int, ...]:
+    def coded_header(self, segment: Segment) -> tuple[int, ...]:
         """The symbols by which its header is coded; none where it is known."""
         modality = self.modalities[segment.modality]
         return modality.coded_header(segment.header) if modality.header_sizes else ()
 
-    def _payload_units(self, segment: Segment) -> int:
+    def payload_units(self, segment: Segment) -> int:
         """An empty segment of coded length still has one (empty) unit, which says so."""
-        return max(segment.n_units, 1 if self.modalities[segment.modality].ended else 0)
+        return segment.n_units or int(self.modalities[segment.modality].ended)
 
     def flatten(self, document: Document, open_end: bool = False) -> list[int]:
         """A document as a stream of symbols.
@@ -338,14 +354,14 @@ class Grammar:
             continues = open_end and number == len(document) - 1
             if self.layout is None:
                 stream.append(1 + self.names.index(segment.modality))
-            stream.extend(self._coded_header(segment))
+            stream.extend(self.coded_header(segment))
             symbols, k = segment.flat().tolist(), modality.unit_symbols
             if not modality.ended:
                 stream.extend(symbols)
                 continue
-            for unit in range(self._payload_units(segment)):
+            for unit in range(self.payload_units(segment)):
                 own = symbols[unit * k : (unit + 1) * k]
-                last = unit == self._payload_units(segment) - 1 and not continues
+                last = unit == self.payload_units(segment) - 1 and not continues
                 if own or not continues:
                     stream.append(1 + len(own) if last else 0)
                 stream.extend(own)
@@ -376,69 +392,3 @@ class Grammar:
         symbols = torch.zeros(-(-len(payload) // k) * k, dtype=torch.int64)
         symbols[: len(payload)] = torch.tensor(payload, dtype=torch.int64)
         return Segment(name, symbols.view(-1, k), len(payload), header)
-
-    # ---------------------------------------------------------------- batches
-
-    def collate(self, documents: Sequence[Document]) -> Batch:
-        """Documents as one batch, padded on the right.
-
-        Raises InputError: a document that this grammar cannot code.
-        """
-        lengths, control = [], []
-        placed: dict[str, list[tuple[int, int, Segment]]] = {}
-        for row, document in enumerate(documents):
-            self._check_structure(document)
-            position = 0
-            for segment in document:
-                modality = self.modalities[segment.modality]
-                if self.layout is None:
-                    control.append((row, position, 1 + self.names.index(segment.modality)))
-                    position += 1
-                position += len(modality.header_sizes)
-                placed.setdefault(segment.modality, []).append((row, position, segment))
-                position += self._payload_units(segment)
-            if self.layout is None:
-                control.append((row, position, END))
-                position += 1
-            lengths.append(position)
-        segments = {name: self._stack(name, placed[name]) for name in self.names if name in placed}
-        controls = torch.tensor(control, dtype=torch.int64).view(-1, 3)
-        unscored = frozenset(
-            name for name, own in placed.items() if all(s.n_given >= self._payload_units(s) for _, _, s in own)
-        )
-        rows, positions, values = controls.unbind(1)
-        return Batch(torch.tensor(lengths), segments, rows, positions, values, max(lengths, default=0), unscored)
-
-    def _stack(self, name: str, placed: list[tuple[int, int, Segment]]) -> SegmentBatch:
-        modality = self.modalities[name]
-        n_units = torch.tensor([self._payload_units(segment) for _, _, segment in placed])
-        n, u, k = len(placed), max(int(n_units.max()), 1), modality.unit_symbols
-        lengths = torch.tensor([segment.length for _, _, segment in placed])
-        headers = [segment.header for _, _, segment in placed]
-        coded = [self._coded_header(segment) for _, _, segment in placed]
-        flat = [segment.flat() for _, _, segment in placed]
-        if all(len(own) == u * k for own in flat):
-            symbols = torch.stack(flat)
-        else:
-            symbols = torch.full((n, u * k), modality.vocab, dtype=torch.int64)
-            for own, payload in zip(symbols, flat, strict=True):
-                own[: len(payload)] = payload
-        known = torch.arange(u * k) < lengths[:, None]
-        self._check_range(name, symbols * known, [segment for _, _, segment in placed])
-        unit = torch.arange(u)
-        present = unit < n_units[:, None]
-        given = torch.tensor([segment.n_given for _, _, segment in placed])
-        in_unit = (lengths[:, None] - unit * k).clamp(0, k)
-        cut = torch.tensor([segment.cut for _, _, segment in placed])[:, None]
-        ends = torch.where((unit == n_units[:, None] - 1) & ~cut, 1 + in_unit, 0) * modality.ended
-        return SegmentBatch(
-            symbols=symbols.view(n, u, k),
-            known=known.view(n, u, k),
-            header=torch.tensor(headers, dtype=torch.int64).view(n, -1),
-            coded=torch.tensor(coded, dtype=torch.int64).view(n, -1),
-            n_units=n_units,
-            rows=torch.tensor([row for row, _, _ in placed]),
-            starts=torch.tensor([start for _, start, _ in placed]),
-            weights=(present & (unit >= given[:, None])).float(),
-            ends=ends,
-        )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armm.backbones import BackboneConfig, Transformer
+from armm.batching import collate
 from armm.embedders import TokenEmbedder
 from armm.errors import InputError
 from armm.grammar import Grammar, Slot, Stage
@@ -264,7 +265,7 @@ class AutoregressiveModel(nn.Module):
 
     def stream_log_prob(self, document: Document) -> Tensor:
         """(T,) nats of a document's symbols in the order of its stream, by the parallel view."""
-        batch = self.grammar.collate([document]).to(self.begin.device)
+        batch = collate([document], self.grammar).to(self.begin.device)
         nats = self.log_prob(batch)
         numbers = dict.fromkeys(self.modalities, 0)
         pieces: list[Tensor] = []

@@ -16,6 +16,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+Shape = tuple[str, tuple[int, ...], int | None, tuple[int, ...]]
+"""Of a segment: its modality, (units, symbols of a unit), how many symbols there are, and its header."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -49,6 +52,11 @@ class Segment:
             raise ValueError(
                 f"segment {self.modality!r}: {self.n_symbols} symbols do not end in the last of {n_units} units of {k}"
             )
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Everything but the symbols' values, what is given, and whether it is cut."""
+        return self.modality, tuple(self.symbols.shape), self.n_symbols, tuple(self.header)
 
     @property
     def n_units(self) -> int:

@@ -21,6 +21,7 @@ import torch
 
 from armm import bundle
 from armm.backbones import NoBackbone, Transformer
+from armm.batching import collate
 from armm.generation.proposers import UnitPace
 from armm.heads import CausalConv, LogisticMixture
 from armm.modalities import Audio, Image
@@ -454,7 +455,7 @@ def test_repeating_model_goes_round() -> None:
     llama = importlib.import_module("peers.llama")
     small = replace(llama.BACKBONE, width=64, n_layers=2, n_heads=4, mlp_width=96)
     model = llama.repeating(llama.our_llama(small, vocab=512), period=16)
-    batch = model.grammar.collate([[model.modalities["text"].encode([*range(16), *range(16)])]])
+    batch = collate([[model.modalities["text"].encode([*range(16), *range(16)])]], model.grammar)
     with torch.no_grad():
         segment, contexts = batch.segments["text"], model.contexts(batch)
         best = model.head("text").logits(contexts, segment.symbols, segment.known, segment.header).argmax(-1)

@@ -14,6 +14,7 @@ from tiny_modalities import Clip, Letters, Picture, hash_parameters, hash_symbol
 from torch import Tensor
 
 from armm.backbones import NoBackbone, Transformer
+from armm.batching import collate
 from armm.errors import InputError
 from armm.generation import generate
 from armm.heads import CausalConv, GatedPixelCNN, HeadConfig
@@ -29,7 +30,7 @@ V = 16
 
 
 def clip_batch(model: AutoregressiveModel, *lengths: int) -> Batch:
-    return model.grammar.collate([[segment_of("clip", hash_symbols(n, V, n), 4)] for n in lengths])
+    return collate([[segment_of("clip", hash_symbols(n, V, n), 4)] for n in lengths], model.grammar)
 
 
 def clip_model() -> AutoregressiveModel:
@@ -73,7 +74,7 @@ def test_guesses_are_the_models_draws() -> None:
     head = model.heads["letters"]
     with torch.no_grad():
         head.bias.copy_(torch.tensor([0.0, 0, 0, 60, 0, 0]))  # type: ignore[union-attr]
-    batch = model.grammar.collate([[segment_of("letters", [1, 2, 0, 5], 1)]])
+    batch = collate([[segment_of("letters", [1, 2, 0, 5], 1)]], model.grammar)
     torch.manual_seed(0)
     read = corrupted({"letters": [ScheduledSampling(1.0)]}, batch, model)["letters"]
     assert read.flatten().tolist() == [3, 3, 3, 3]
@@ -97,7 +98,7 @@ def test_the_past_is_read_corrupted_and_the_data_are_coded(head: HeadConfig | No
         modality = Picture(size=(4, 6), vocab=9, block=(1, 6), head=head)
     model = tiny_model({"picture": modality}, Transformer(width=16, n_layers=1), ["picture"])
     hash_parameters(model)
-    batch = model.grammar.collate([[segment_of("picture", hash_symbols(24, 9), 6, (4, 1))]])
+    batch = collate([[segment_of("picture", hash_symbols(24, 9), 6, (4, 1))]], model.grammar)
     read = corrupted({"picture": [Shift()]}, batch, model)
     with torch.no_grad():
         found = model.log_prob(batch, read=read).payload["picture"]
@@ -136,7 +137,7 @@ def learned(clips: list[Segment], modality: Audio, corruption: Corruption | None
     """A small model that knows a few clips nearly by heart, as any model knows its data that is trained for long."""
     torch.manual_seed(0)
     model = AutoregressiveModel({"audio": modality}, Transformer(width=64, n_layers=2, n_heads=2), ["audio"])
-    batch = model.grammar.collate([[clip.window(0, 56)] for clip in clips])
+    batch = collate([[clip.window(0, 56)] for clip in clips], model.grammar)
     optimizer = build(model, Optimization(lr=4e-3))
     rates, n_steps = [group["lr"] for group in optimizer.param_groups], 250
     for step in range(n_steps):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from armm.backbones import Transformer
+from armm.batching import collate
 from armm.datasets import Captioned, Digits
 from armm.datasets.documents import Documents
 from armm.errors import InputError
@@ -52,13 +53,13 @@ def test_slots_add_up_to_the_bits_and_a_condition_that_says_all_is_worth_all(lay
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     twins = [model.grammar.without_conditions(document, 1) for document in own]
     for _ in range(60):
-        batch = model.grammar.collate([*own, *twins])
+        batch = collate([*own, *twins], model.grammar)
         payload, structure = model.log_prob(batch).scored(batch)
         optimiser.zero_grad()
         ((payload + structure) / 300).backward()
         optimiser.step()
     found = diagnose(model.eval(), own)["image"]
-    batch = model.grammar.collate(own)
+    batch = collate(own, model.grammar)
     with torch.no_grad():
         bits = float(-model.log_prob(batch).payload["image"].sum()) / math.log(2) / (12 * 12)
     assert found["unit"] == "bits_per_dim"
@@ -74,7 +75,7 @@ def test_nothing_is_computed_for_what_is_only_given() -> None:
     model = tiny_model({"label": Label(4), "image": IMAGE, "text": Text("bytes", ended=True)})
     text = model.modalities["text"]
     rows = [[*document[:1], document[1].as_condition(), text.encode("ab")] for document in documents(model, 4)]
-    batch = model.grammar.collate(rows)
+    batch = collate(rows, model.grammar)
     assert batch.unscored == {"label", "image"} == batch.to("cpu").unscored
     every, some = model.log_prob(batch), model.log_prob(batch, only_scored=True)
     for full, part in zip(every.scored(batch), some.scored(batch), strict=True):
@@ -82,7 +83,7 @@ def test_nothing_is_computed_for_what_is_only_given() -> None:
     assert not some.payload["image"].any() and every.payload["image"].any()
     sum(some.scored(batch)).backward()  # type: ignore[union-attr]
     assert all(p.grad is None for p in model.heads["image"].parameters())
-    mixed = model.grammar.collate([*rows, documents(model, 2)[1]])
+    mixed = collate([*rows, documents(model, 2)[1]], model.grammar)
     assert mixed.unscored == {"label"}
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_modalities import Clip, Letters, Picture, hash_parameters, segment_of
 
 from armm.backbones import Transformer
+from armm.batching import collate
 from armm.errors import InputError
 from armm.grammar import END, Grammar, Slot, Stage
 from armm.modality import Modality
@@ -203,7 +204,7 @@ def test_adding_a_modality_renumbers_nothing() -> None:
     assert not report.unexpected_keys
     assert report.missing_keys and all("sketch" in key for key in report.missing_keys), report.missing_keys
     with torch.no_grad():
-        nats = [model.log_prob(model.grammar.collate([document])) for model in (before, after)]
+        nats = [model.log_prob(collate([document], model.grammar)) for model in (before, after)]
         logits = [model.state().extend([[]]) for model in (before, after)]
     for name in old:
         assert torch.equal(nats[0].payload[name], nats[1].payload[name])
@@ -329,7 +330,7 @@ def rebuilt(grammar: Grammar, batch: Batch) -> list[list[int]]:
 def test_batches_hold_the_same_symbols_as_streams(rows: list[tuple[Segment, ...]]) -> None:
     """Training sees a batch, sampling and compression a stream: they are two layouts of one document."""
     many = [list(row) for row in rows]
-    assert rebuilt(FREE, FREE.collate(many)) == [FREE.flatten(document) for document in many]
+    assert rebuilt(FREE, collate(many, FREE)) == [FREE.flatten(document) for document in many]
 
 
 @given(st.data())
@@ -338,7 +339,7 @@ def test_batches_of_a_layout(data: st.DataObject) -> None:
     layout = data.draw(st.sampled_from(LAYOUTS))
     grammar = Grammar(MODALITIES, layout)
     many = [[data.draw(segments(name)) for name in layout] for _ in range(2)]
-    assert rebuilt(grammar, grammar.collate(many)) == [grammar.flatten(document) for document in many]
+    assert rebuilt(grammar, collate(many, grammar)) == [grammar.flatten(document) for document in many]
 
 
 # -------------------------------------------------------------- what is refused
@@ -363,7 +364,7 @@ WRONG = {
 def test_documents_that_cannot_be_coded_are_refused(what: str) -> None:
     """Each of these would otherwise be coded as something else, or fail as an index error deep in the model."""
     segment, message = WRONG[what]
-    for refuse in (FREE.check, lambda document: FREE.collate([[], document])):
+    for refuse in (FREE.check, lambda document: collate([[], document], FREE)):
         with pytest.raises(InputError, match=message) as caught:
             refuse([segment_of("letters", [1], 1), segment])
         assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ from tiny_training import RAGGED, TINY, Given, fit, module_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from armm.batching import collate
 from armm.errors import InputError
 from armm.model import AutoregressiveModel
 from armm.sequence import Segment
@@ -189,7 +190,7 @@ def test_the_model_reads_nothing_back_from_the_device(monkeypatch: pytest.Monkey
     pictures = [Segment("picture", torch.randint(5, (rows, 4)), None, (rows, 1)) for rows in (1, 4, 2)]
     letters = [model.modalities["letters"].encode(RAGGED[i]["letters"]) for i in (2, 5, 0)]
     documents = [[letters[0], pictures[0]], [pictures[1]], [pictures[2], *letters[1:]]]
-    batch = model.grammar.collate(documents).to("cpu")
+    batch = collate(documents, model.grammar).to("cpu")
     monkeypatch.setattr(Tensor, "tolist", None)  # which the mode does not see
     with NoReading():
         payload, structure = model.log_prob(batch, only_scored=True, normalisers=True).scored(batch)

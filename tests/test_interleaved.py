@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from armm.backbones import Transformer
+from armm.batching import collate
 from armm.generation import Temperature, generate
 from armm.heads import CausalConv
 from armm.modalities import Audio, Image, Text
@@ -42,7 +43,7 @@ def new_model() -> AutoregressiveModel:
 
 
 def nats(model: AutoregressiveModel, documents: list[Document]) -> torch.Tensor:
-    batch = model.grammar.collate(documents)
+    batch = collate(documents, model.grammar)
     payload, structure = model.log_prob(batch).scored(batch)
     return (payload + structure) / len(documents)
 
@@ -125,7 +126,7 @@ def test_joint_bits_are_exact(trained: tuple[AutoregressiveModel, list[float]]) 
     model, _ = trained
     generator = np.random.default_rng(7)
     documents = [document(word, generator) for word in WORDS]
-    batch = model.grammar.collate(documents)
+    batch = collate(documents, model.grammar)
     with torch.no_grad():
         payload, structure = model.log_prob(batch).scored(batch)
         alone = [-model.stream_log_prob(own).sum() for own in documents]

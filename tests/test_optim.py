@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from armm.backbones import NoBackbone, Transformer
 from armm.backbones.backbone import BackboneConfig
+from armm.batching import collate
 from armm.errors import InputError
 from armm.heads import Categorical
 from armm.model import AutoregressiveModel
@@ -40,7 +41,7 @@ def train(model: AutoregressiveModel, optimizer: torch.optim.Optimizer, n_steps:
     for step in range(first, first + n_steps):
         letters = model.modalities["letters"].encode(hash_symbols(5, 6, seed=step))
         clip = model.modalities["clip"].encode(hash_symbols(7, 5, seed=step))
-        batch = model.grammar.collate([[letters, clip]])
+        batch = collate([[letters, clip]], model.grammar)
         payload, structure = model.log_prob(batch).scored(batch)
         optimizer.zero_grad()
         (payload + structure).backward()

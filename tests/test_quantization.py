@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import armm.kernels
 from armm import quantization
 from armm.backbones import NoBackbone, Transformer
+from armm.batching import collate
 from armm.embedders import TokenEmbedder
 from armm.errors import InputError
 from armm.heads import Categorical, CategoricalHead
@@ -288,7 +289,7 @@ def payload(model: AutoregressiveModel) -> Tensor:
     """Nats of letters in four documents of a fixed kind."""
     letters = model.modalities["letters"]
     raws = [[(i * i + 3 * i * j + j) % 40 for i in range(12)] for j in range(4)]
-    return model.log_prob(model.grammar.collate([[letters.encode(raw)] for raw in raws])).payload["letters"]
+    return model.log_prob(collate([[letters.encode(raw)] for raw in raws], model.grammar)).payload["letters"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tiny_modalities import Clip, Letters, hash_parameters, hash_symbols, segmen
 from tiny_training import QUIET, SMALL, Given, module_of
 
 from armm.backbones import Transformer
+from armm.batching import collate
 from armm.datasets import Item
 from armm.modalities import Audio, Image, Text
 from armm.training import DataModule, GenerativeModule
@@ -75,7 +76,7 @@ def test_bits_of_images_and_clips_and_their_structure() -> None:
     with torch.no_grad():
         for index in range(5):
             document = data.test.document(index, 0)
-            batch = module.model.grammar.collate([document])
+            batch = collate([document], module.model.grammar)
             nats = module.model.log_prob(batch)
             for name in ("image", "audio"):
                 sums[name] -= float(nats.payload[name].sum())

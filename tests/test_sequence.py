@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_modalities import Clip, Letters, segment_of
 
+from armm.batching import collate
 from armm.grammar import Grammar
 from armm.sequence import Batch, Segment, SegmentBatch
 
@@ -48,13 +49,13 @@ def test_condition_is_given_and_otherwise_the_same() -> None:
     assert condition.flat().tolist() == segment.flat().tolist()
 
 
-def collate(*rows: list[Segment]) -> Batch:
-    return Grammar({"clip": Clip(), "letters": Letters()}).collate(list(rows))
+def batch_of(*rows: list[Segment]) -> Batch:
+    return collate(list(rows), Grammar({"clip": Clip(), "letters": Letters()}))
 
 
 def test_padding_is_neither_known_nor_scored_and_lies_outside_the_alphabet() -> None:
     """A data value as padding would be learned from; a scored one would change the bits."""
-    batch = collate([segment_of("clip", [1, 2, 3, 4], 3)], [segment_of("clip", [0, 0, 0, 0, 0, 0, 0], 3)])
+    batch = batch_of([segment_of("clip", [1, 2, 3, 4], 3)], [segment_of("clip", [0, 0, 0, 0, 0, 0, 0], 3)])
     clip = batch.segments["clip"]
     assert clip.symbols.tolist() == [[[1, 2, 3], [4, 5, 5], [5, 5, 5]], [[0, 0, 0], [0, 0, 0], [0, 5, 5]]]
     assert torch.equal(clip.known, clip.symbols < 5)
@@ -68,7 +69,7 @@ def test_given_units_are_known_but_not_scored() -> None:
     segment = segment_of("clip", [1, 2, 3, 4, 0, 1], 3)
     part = Segment("clip", segment.symbols, segment.n_symbols, n_given=1)
     empty = segment_of("letters", [], 1)
-    batch = collate([part, empty.as_condition()], [segment.as_condition(), empty])
+    batch = batch_of([part, empty.as_condition()], [segment.as_condition(), empty])
     clip, letters = batch.segments["clip"], batch.segments["letters"]
     assert clip.known.all()
     assert clip.scored().sum(-1).tolist() == [[0, 3], [0, 0]]
@@ -77,9 +78,9 @@ def test_given_units_are_known_but_not_scored() -> None:
 
 def test_batch_moves_whole_to_another_device() -> None:
     """A field forgotten in `to` fails on a GPU only."""
-    batch = collate([segment_of("clip", [1, 2], 3), segment_of("letters", [1], 1)]).to("meta")
+    batch = batch_of([segment_of("clip", [1, 2], 3), segment_of("letters", [1], 1)]).to("meta")
     assert batch.n_positions == 5
-    assert batch.unscored == collate([segment_of("clip", [1, 2], 3), segment_of("letters", [1], 1)]).unscored
+    assert batch.unscored == batch_of([segment_of("clip", [1, 2], 3), segment_of("letters", [1], 1)]).unscored
     for field in fields(Batch):
         value = getattr(batch, field.name)
         if field.name in ("n_positions", "unscored"):
@@ -93,7 +94,7 @@ def test_batch_moves_whole_to_another_device() -> None:
 
 
 def test_sizes_of_a_batch() -> None:
-    batch = collate([segment_of("letters", [1, 2, 3], 1)], [])
+    batch = batch_of([segment_of("letters", [1, 2, 3], 1)], [])
     assert (batch.n_rows, batch.n_positions, batch.lengths.tolist()) == (2, 5, [5, 1])
-    nothing = collate()
+    nothing = batch_of()
     assert (nothing.n_rows, nothing.n_positions) == (0, 0)

@@ -14,7 +14,7 @@ from tiny_modalities import Clip, Letters, hash_symbols
 from tiny_training import QUIET, Given, module_of
 
 from armm.backbones import NoBackbone, Transformer
-from armm.training import DataModule, Recorder, speed
+from armm.training import DataModule, Recorder, loading, speed
 from armm.training.speed import Counts, FetchTimer, SpeedMonitor, flops_per_unit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -34,6 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     own = Clock()
     monkeypatch.setattr(speed, "perf_counter", own)
     monkeypatch.setattr(speed, "peak_flops", lambda device, dtype: 1e9)
+    monkeypatch.setattr(loading, "TOGETHER", 1)  # every step waits as long as the others
     return own
 
 

@@ -15,6 +15,7 @@ from tiny_training import QUIET, RAGGED, SMALL, Given, fit, module_of
 from torch import Tensor
 
 from armm.backbones import Transformer
+from armm.batching import collate
 from armm.datasets import Digits
 from armm.errors import InputError
 from armm.heads import CausalConv
@@ -44,7 +45,7 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-4) 
 def mean_gradient(module: GenerativeModule, data: DataModule, indices: Sequence[int]) -> dict[str, Tensor]:
     """Of the mean nats per symbol of some documents in one batch."""
     model = module.model
-    batch = model.grammar.collate([data.train.document(i, 0) for i in indices])
+    batch = collate([data.train.document(i, 0) for i in indices], model.grammar)
     payload, structure = model.log_prob(batch).scored(batch)
     n_symbols = sum(float(segment.scored().sum()) for segment in batch.segments.values())
     n_symbols += batch.control_values.numel()
@@ -165,7 +166,7 @@ def test_weights_weigh_modalities() -> None:
         data = DataModule(Given(items))
         module.prepare(data)
         hash_parameters(module.model)
-        batch = module.model.grammar.collate([data.train.document(0, 0)])
+        batch = collate([data.train.document(0, 0)], module.model.grammar)
         total, n_symbols = module.loss_sum(batch, module.model.log_prob(batch))
         sums[json.dumps(weights)] = torch.stack([total, n_symbols]).detach()
         control = torch.stack([-module.model.log_prob(batch).control.sum(), torch.tensor(3.0)]).detach()
@@ -199,7 +200,7 @@ def test_idle_parameters_are_those_without_a_gradient() -> None:
     data = DataModule(Given([{"letters": hash_symbols(5, 6)}, {"clip": hash_symbols(7, 5), "letters": [1]}]))
     module.prepare(data)
     for index, absent in ((0, ("clip", "picture")), (1, ("picture",))):
-        batch = module.model.grammar.collate([data.train.document(index, 0)])
+        batch = collate([data.train.document(index, 0)], module.model.grammar)
         module.zero_grad()
         payload, structure = module.model.log_prob(batch).scored(batch)
         (payload + structure).backward()

@@ -11,7 +11,7 @@ from tiny_training import RAGGED, SMALL, Given, fit, module_of
 from armm.errors import InputError
 from armm.grammar import Grammar
 from armm.modalities import Image, Text
-from armm.training import DataModule
+from armm.training import DataModule, loading
 from armm.training.loading import crop
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -94,12 +94,14 @@ def test_data_that_does_not_fit_shows_before_training() -> None:
         )
 
 
-def test_workers_load_the_same_batches() -> None:
-    """Processes that load data change nothing but the time."""
-    items = [{"letters": hash_symbols(20 + k, 6, seed=k)} for k in range(6)]
+def test_however_they_are_loaded_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that load data, or loading many batches at once, change nothing but the time."""
+    items = [{"letters": hash_symbols(20 + k, 6, seed=k)} for k in range(12)]
     loaded = []
-    for num_workers in (0, 1):
+    for num_workers, together in ((0, 1), (0, 4), (1, 4)):
+        monkeypatch.setattr(loading, "TOGETHER", together)
         data = DataModule(Given(items), batch_size=2, crop=10, num_workers=num_workers)
         module_of(Letters(), layout=["letters"]).prepare(data)
         loaded.append([batch.segments["letters"].symbols for batch, _ in data.train_dataloader()])
-    assert all(torch.equal(one, other) for one, other in zip(*loaded, strict=True))
+    assert len(loaded[0]) % 4  # what is loaded last is less than what was loaded before
+    assert all(torch.equal(one, other) for own in loaded[1:] for one, other in zip(loaded[0], own, strict=True))

@@ -9,6 +9,7 @@ import torch
 from tiny_modalities import Clip, Letters, Picture, hash_parameters, hash_symbols
 
 from armm.backbones import Transformer
+from armm.batching import collate
 from armm.grammar import Grammar
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
@@ -110,7 +111,7 @@ def test_cut_windows_decide_that_more_follow() -> None:
     """The end decision of a window's last unit is "more follow" unless the document itself ends there."""
     grammar = grammar_of(Clip(vocab=40), layout=["clip"])
     pieces = windows([numbered("clip", 7, k=3, length=19)], grammar, 4)
-    ends = [grammar.collate([piece]).segments["clip"].ends[0].tolist() for piece in pieces]
+    ends = [collate([piece], grammar).segments["clip"].ends[0].tolist() for piece in pieces]
     assert ends == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 2]]
 
 
@@ -126,7 +127,7 @@ def test_windows_of_a_model_that_sees_no_further_score_the_same(modality: Modali
     with torch.no_grad():
 
         def nats(pieces: list[Document]) -> tuple[float, float]:
-            batches = [model.grammar.collate([piece]) for piece in pieces]
+            batches = [collate([piece], model.grammar) for piece in pieces]
             sums = [model.log_prob(batch).scored(batch) for batch in batches]
             return float(sum(payload for payload, _ in sums)), float(sum(more for _, more in sums))
 

@@ -11,6 +11,7 @@ from tiny_modalities import Clip, Letters, hash_parameters, hash_symbols
 from tiny_training import QUIET, Given, module_of
 from torch import Tensor
 
+from armm.batching import collate
 from armm.modality import Modality
 from armm.training import DataModule, GenerativeModule, Optimization
 from armm.training.optim import MuonAdamW
@@ -54,7 +55,7 @@ def gradients(
 def mean_gradient(module: GenerativeModule, items: list[dict[str, Any]], weight: float) -> dict[str, Tensor]:
     """Of nats and weight times squared normaliser, by the heads' logits."""
     model = module.model
-    batch = model.grammar.collate([[model.modalities[n].encode(raw) for n, raw in item.items()] for item in items])
+    batch = collate([[model.modalities[n].encode(raw) for n, raw in item.items()] for item in items], model.grammar)
     (name,) = batch.segments
     segment = batch.segments[name]
     payload, _ = model.log_prob(batch).scored(batch)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from armm import bundle
+from armm.batching import collate
 from armm.commands.options import OptionParser
 from armm.commands.prompting import about_file, modality_for, parse_prompts
 from armm.datasets.documents import Documents
@@ -149,7 +150,7 @@ def nats_of(model: AutoregressiveModel, document: Document, window: int) -> tupl
     payload, structure = dict.fromkeys(model.modalities, 0.0), 0.0
     for first in range(0, len(pieces), BATCH):
         some = pieces[first : first + BATCH]
-        batch = grammar.collate(some).to(model.begin.device)
+        batch = collate(some, grammar).to(model.begin.device)
         log_probs = model.log_prob(batch)
         for name, segment in batch.segments.items():
             payload[name] -= float((log_probs.payload[name] * segment.weights[..., None]).sum())

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from armm.batching import collate
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
 from armm.windows import windows
@@ -22,7 +23,7 @@ def payload_nats(model: AutoregressiveModel, documents: Sequence[Document]) -> d
     pieces = [piece for document in documents for piece in windows(document, model.grammar, model.grammar.context)]
     found: dict[str, tuple[float, int]] = {}
     for batch in _batches(pieces, model):
-        own = model.grammar.collate(batch).to(model.begin.device)
+        own = collate(batch, model.grammar).to(model.begin.device)
         nats = model.log_prob(own)
         for name, segment in own.segments.items():
             total, n = found.get(name, (0.0, 0))

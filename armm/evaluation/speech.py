@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from armm.batching import collate
 from armm.datasets.source import Item
 from armm.errors import InputError
 from armm.evaluation.listening import Judge, flatness, loudest
@@ -114,7 +115,7 @@ class SpokenClass(Score):
         right = 0
         for item in items:
             documents = [document(model, {**item, self.said: word}, self.given, self.audio) for word in words.values()]
-            batch = model.grammar.collate(documents).to(model.begin.device)
+            batch = collate(documents, model.grammar).to(model.begin.device)
             nats = model.log_prob(batch, only_scored=True)
             own = (nats.payload[self.audio] * batch.segments[self.audio].weights[..., None]).sum((1, 2))
             if self.audio in nats.decisions:

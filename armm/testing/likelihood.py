@@ -21,8 +21,8 @@ from armm.testing.law import LawBroken
 from armm.testing.streams import (
     BATCH_SYMBOLS,
     Place,
+    batch_of,
     choices,
-    collate,
     conditionals,
     cursor_after,
     index_of,
@@ -109,8 +109,8 @@ def _check_payload(
     changes = [(t, grammar.parse(other_payload(grammar, stream, row, t, generator))) for t in wanted]
     if not changes:
         return
-    original = collate(model, [document] * len(changes))
-    other = collate(model, [changed for _, changed in changes])
+    original = batch_of(model, [document] * len(changes))
+    other = batch_of(model, [changed for _, changed in changes])
     rows = places(grammar, [document] * len(changes))
     _compare(model, original, other, [t for t, _ in changes], rows)
     _compare_heads(model, original, other, [t for t, _ in changes], rows)
@@ -129,7 +129,7 @@ def _check_structure(
         return
     changed = grammar.parse(random_stream(grammar, generator, [*stream[:t], pick(options, generator)], len(stream)))
     forth, back = [document, changed], [changed, document]
-    _compare(model, collate(model, forth), collate(model, back), [t], places(grammar, forth)[:1])
+    _compare(model, batch_of(model, forth), batch_of(model, back), [t], places(grammar, forth)[:1])
 
 
 @torch.no_grad()
@@ -182,14 +182,14 @@ def _check_gradients(
     """No gradient from units up to one to the embeddings of that one and of later ones."""
     # where the vectors of each embedder come from: the units of its segments, in order
     positions: dict[str, list[int]] = {name: [] for name in model.grammar.names}
-    for segment, batch in collate(model, [document]).segments.items():
+    for segment, batch in batch_of(model, [document]).segments.items():
         for start, n_units in zip(batch.starts.tolist(), batch.n_units.tolist(), strict=True):
             positions[segment] += range(start, start + n_units)
     embedders = {("units", n): m for n, m in model.embedders.items()} | {
         ("values", n): m for n, m in model.values.items()
     }
     with torch.enable_grad(), _embeddings(embedders) as vectors:
-        parts = pieces(model.log_prob(collate(model, [document])))
+        parts = pieces(model.log_prob(batch_of(model, [document])))
         nats = torch.stack([parts[place.slot[:2]][index_of(place)] for place in row])
     units = torch.tensor([place.position for place in row], device=nats.device)
     kinds = list(vectors)
@@ -260,7 +260,7 @@ def check_views_agree(
 @torch.no_grad()
 def _check_head_views(model: AutoregressiveModel, documents: Sequence[Document], tolerance: float) -> None:
     """The heads' logits, normalised, are their log-probabilities."""
-    batch = collate(model, documents)
+    batch = batch_of(model, documents)
     parts = model.log_prob(batch).payload
     for name, logits in head_logits(model, batch).items():
         segment = batch.segments[name]

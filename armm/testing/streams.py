@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from armm.batching import collate
 from armm.grammar import END, Cursor, Grammar, Slot, Stage
 from armm.model import AutoregressiveModel, LogProbs
 from armm.sequence import Batch, Document
@@ -173,14 +174,14 @@ def index_of(place: Place) -> tuple[int, ...]:
     return (place.segment, place.slot.field) if place.slot.stage == Stage.HEADER else (place.segment,)
 
 
-def collate(model: AutoregressiveModel, documents: Sequence[Document]) -> Batch:
-    return model.grammar.collate(documents).to(model.begin.device)
+def batch_of(model: AutoregressiveModel, documents: Sequence[Document]) -> Batch:
+    return collate(documents, model.grammar).to(model.begin.device)
 
 
 @torch.no_grad()
 def log_probs(model: AutoregressiveModel, documents: Sequence[Document]) -> list[list[float]]:
     """Nats of every symbol of every document's stream, by the parallel view, all documents in one batch."""
-    parts = {kind: part.tolist() for kind, part in pieces(model.log_prob(collate(model, documents))).items()}
+    parts = {kind: part.tolist() for kind, part in pieces(model.log_prob(batch_of(model, documents))).items()}
     rows = []
     for row in places(model.grammar, documents):
         nats = []

@@ -25,6 +25,7 @@ from armm.training.loading import (
     Collate,
     CollateDealt,
     DealtBatches,
+    TrainingLoader,
     TrainingSet,
     Windows,
     crop,
@@ -201,7 +202,7 @@ class DataModule(L.LightningDataModule):
         (epoch, batch), self._position = self._position or Position(0, 0), None
         order = self._order(rank, n_ranks)
         order.begin(epoch, batch)  # what comes before is not loaded
-        return DataLoader(
+        return TrainingLoader(
             TrainingSet(self.train, self.crop, self.drop_conditions),
             batch_sampler=order,
             collate_fn=Collate(self.grammar),

@@ -19,6 +19,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from armm.batching import collate
 from armm.model import AutoregressiveModel
 from armm.sequence import Document
 from armm.training.data import DataModule
@@ -37,7 +38,7 @@ def diagnose(model: AutoregressiveModel, documents: Sequence[Document]) -> dict[
     nats, without_backbone = ({name: 0.0 for name in model.modalities} for _ in range(2))
     told, untold = ({name: 0.0 for name in model.modalities} for _ in range(2))
     for rows in _rows(documents):
-        batch = grammar.collate(rows).to(model.begin.device)
+        batch = collate(rows, grammar).to(model.begin.device)
         contexts = model.contexts(batch)
         payload = model.log_prob(batch, contexts).payload
         bare = model.log_prob(batch, torch.zeros_like(contexts)).payload
@@ -51,7 +52,7 @@ def diagnose(model: AutoregressiveModel, documents: Sequence[Document]) -> dict[
         (untold, [grammar.without_conditions(document, n_given) for document, n_given in conditioned]),
     ):
         for rows in _rows(own):
-            batch = grammar.collate(rows).to(model.begin.device)
+            batch = collate(rows, grammar).to(model.begin.device)
             for name, log_probs in model.log_prob(batch).payload.items():
                 sums[name] += float(_by_slot(log_probs, batch.segments[name].weights).sum())
     counts, conditioned_counts = (count(d, model.modalities) for d in (documents, [d for d, _ in conditioned]))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from armm.backbones import Transformer
+from armm.batching import collate
 from armm.heads import Categorical, HeadConfig
 from armm.modality import Modality
 from armm.model import AutoregressiveModel
@@ -141,7 +142,7 @@ def largest_difference(model: AutoregressiveModel, llama: Any, prompt: Sequence[
 
     Raises RuntimeError: more than 1e-4, so that a comparison of speeds would compare different models.
     """
-    batch = model.grammar.collate([[model.modalities["text"].encode(prompt)]]).to(model.begin.device)
+    batch = collate([[model.modalities["text"].encode(prompt)]], model.grammar).to(model.begin.device)
     segment = batch.segments["text"]
     ours = model.head("text").logits(model.contexts(batch), segment.symbols, segment.known, segment.header)[0, :, 0]
     theirs = llama(torch.tensor([[BOS, *prompt]], device=llama.device)).logits[0, :-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from armm.batching import collate
 from armm.heads.causal_conv import CausalConvHead
 from armm.model import AutoregressiveModel
 from armm.sequence import Segment
@@ -27,7 +28,7 @@ class NaiveSampler:
         n_units = modality.n_units(header)
         assert n_units is not None
         blank = Segment(self.name, torch.zeros(n_units, modality.unit_symbols, dtype=torch.int64), header=header)
-        self.batch = model.grammar.collate([[blank]] * n_images).to(model.begin.device)
+        self.batch = collate([[blank]] * n_images, model.grammar).to(model.begin.device)
         self.canvas = self.batch.segments[self.name].symbols  # (B, U, K), shared with the batch
 
     def logits(self, t: int) -> Tensor:
