@@ -66,10 +66,12 @@ def _stack(name: str, placed: Placed, grammar: Grammar) -> SegmentBatch:
         symbols = torch.stack([segment.symbols for segment in segments]).view(n, u * k)
         grammar.check_symbols(name, symbols, given >= n_units)
     else:
-        symbols = torch.full((n, u * k), modality.vocab, dtype=torch.int64)
-        for own, segment in zip(symbols, segments, strict=True):
-            own[: segment.length] = segment.flat()
-        grammar.check_symbols(name, symbols * torch.from_numpy(known), given >= n_units)
+        inside = np.zeros((n, u * k), dtype=np.int64)
+        for own, segment in zip(inside, segments, strict=True):
+            own[: segment.length] = segment.flat().numpy()
+        symbols = torch.from_numpy(inside)
+        grammar.check_symbols(name, symbols, given >= n_units)
+        inside[~known] = modality.vocab
     unit = np.arange(u)
     weights = (unit < n_units[:, None]) & (unit >= given[:, None])
     ends = np.zeros((n, u), dtype=np.int64)

@@ -9,9 +9,10 @@ K symbols of a unit, F header fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,24 +171,24 @@ class Batch:
         return replace(self, segments=segments)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch on another device.
+        """The batch on another device."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def each(self, change: Callable[[Any], Any]) -> Batch:
+        """The same batch of changed tensors: on another device, or as arrays to be sent to another process.
 
         Which units exist is found out here, where the batch comes from: asking a GPU makes everyone wait for it.
         """
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
         segments = {}
         for name, segment in self.segments.items():
-            segments[name] = SegmentBatch(*(move(getattr(segment, field.name)) for field in fields(SegmentBatch)))
-            segments[name].listed = None if segment.listed is None else move(segment.listed)
+            segments[name] = SegmentBatch(*(change(getattr(segment, field.name)) for field in fields(SegmentBatch)))
+            segments[name].listed = None if segment.listed is None else change(segment.listed)
         return Batch(
-            move(self.lengths),
+            change(self.lengths),
             segments,
-            move(self.control_rows),
-            move(self.control_positions),
-            move(self.control_values),
+            change(self.control_rows),
+            change(self.control_positions),
+            change(self.control_values),
             self.n_positions,
             self.unscored,
         )

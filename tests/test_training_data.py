@@ -8,9 +8,11 @@ import torch
 from tiny_modalities import Clip, Letters, hash_symbols
 from tiny_training import RAGGED, SMALL, Given, fit, module_of
 
+from armm.datasets import documents
+from armm.datasets.source import ListOfItems
 from armm.errors import InputError
 from armm.grammar import Grammar
-from armm.modalities import Image, Text
+from armm.modalities import Image, Label, Text
 from armm.training import DataModule, loading
 from armm.training.loading import crop
 
@@ -95,13 +97,33 @@ def test_data_that_does_not_fit_shows_before_training() -> None:
 
 
 def test_however_they_are_loaded_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that load data, or loading many batches at once, change nothing but the time."""
+    """Processes that load data and send it in either way, or loading many at once, change nothing but the time."""
     items = [{"letters": hash_symbols(20 + k, 6, seed=k)} for k in range(12)]
     loaded = []
-    for num_workers, together in ((0, 1), (0, 4), (1, 4)):
+    for num_workers, together, by_value in ((0, 1, 0), (0, 4, 0), (1, 4, 1 << 18), (1, 4, 100)):
         monkeypatch.setattr(loading, "TOGETHER", together)
+        monkeypatch.setattr(loading, "SENT_BY_VALUE", by_value)
         data = DataModule(Given(items), batch_size=2, crop=10, num_workers=num_workers)
         module_of(Letters(), layout=["letters"]).prepare(data)
         loaded.append([batch.segments["letters"].symbols for batch, _ in data.train_dataloader()])
     assert len(loaded[0]) % 4  # what is loaded last is less than what was loaded before
     assert all(torch.equal(one, other) for own in loaded[1:] for one, other in zip(loaded[0], own, strict=True))
+
+
+class Anew(ListOfItems):
+    """Documents of them are not kept."""
+
+    varies = True
+
+
+def test_words_are_encoded_once_and_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label 1 is not the word "1", and more words than are kept are no harm."""
+    monkeypatch.setattr(documents, "KEPT_WORDS", 2)
+    names = {"number": Label(n_classes=5), "word": Text(kind="chars", name="word").fit(["01234"])}
+    names = {name: modality.named(name) for name, modality in names.items()}
+    items = Anew([{"number": k, "word": str(k)} for k in (1, 1, 3, 2, 1, 4, 3)])
+    split = documents.Documents(items, Grammar(names, ["number", "word"]), conditions=["number"])
+    for index, item in enumerate(items.items):
+        number, word = split.document(index, 0)
+        assert (names["number"].decode(number), names["word"].decode(word)) == (item["number"], item["word"])
+        assert number.n_given == 1 and word.n_given == 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import numpy as np
 
 from armm.datasets.images import moved
 from armm.datasets.manifest import Manifest, is_manifest
-from armm.datasets.source import Item, Items, OnError, Part, Source, Splits
+from armm.datasets.source import Item, Items, OnError, Part, Source, Splits, generator
 from armm.errors import InputError
 from armm.modality import Modality
 
@@ -45,14 +46,14 @@ class CaptionedItems(Items):
     def parts(self, index: int, draw: int, layout: Sequence[str] | None) -> list[Part]:
         if not self.documents or layout is not None:
             return super().parts(index, draw, layout)
-        rng = np.random.default_rng((index, draw & 0xFFFFFFFF))  # a seed has no sign
-        kind = int(rng.integers(len(self.documents))) if self.varies else index % len(self.documents)
+        rng = generator(index, draw)
+        kind = rng.randrange(len(self.documents)) if self.varies else index % len(self.documents)
         names = self.documents[kind]
         own = super().parts(index, draw, names)
         given, last = own[:-1], own[-1]
         return [*(Part(part.name, self._shifted(part.raw, rng), given=True) for part in given), last]
 
-    def _shifted(self, raw: Any, rng: np.random.Generator) -> Any:
+    def _shifted(self, raw: Any, rng: Random) -> Any:
         is_picture = self.shift and isinstance(raw, np.ndarray) and raw.ndim >= 2
         return moved(raw, self.shift, rng) if is_picture else raw
 

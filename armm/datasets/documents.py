@@ -10,6 +10,8 @@ from armm.grammar import Grammar
 from armm.sequence import Document, Segment
 
 KEPT_SYMBOLS = 1 << 26  # symbols of a split that are kept encoded, half a gigabyte
+WORD = 32  # characters
+KEPT_WORDS = 4096
 
 
 class Documents:
@@ -24,6 +26,7 @@ class Documents:
         self.items, self.grammar, self.conditions, self.whole = items, grammar, set(conditions), whole
         self._kept: dict[int, Document] | None = None if items.varies or items.encoded else {}
         self._room = KEPT_SYMBOLS
+        self._words: dict[Part, Segment] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -50,6 +53,17 @@ class Documents:
         return document
 
     def _encode(self, part: Part) -> Segment:
+        """Labels and words come again and again, also with data that is never the same: they are encoded once."""
+        is_word = type(part.raw) is int or (type(part.raw) is str and len(part.raw) <= WORD)
+        if not is_word:
+            return self._encode_anew(part)
+        if part not in self._words:
+            if len(self._words) == KEPT_WORDS:
+                self._words.clear()
+            self._words[part] = self._encode_anew(part)
+        return self._words[part]
+
+    def _encode_anew(self, part: Part) -> Segment:
         raw, known = part.raw, self.grammar.names
         if part.name not in self.grammar.modalities:
             raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from armm.datasets.download import downloading, is_free
 from armm.datasets.files import existing, reader
 from armm.datasets.folder import own_data
 from armm.datasets.idx import find_idx, read_idx
-from armm.datasets.source import Item, Items, OnError, Source, Splits
+from armm.datasets.source import Item, Items, OnError, Source, Splits, generator
 from armm.errors import InputError
 from armm.modalities.image import Image
 from armm.modality import Modality
@@ -68,13 +69,12 @@ class ShiftedItems(Items):
 
     def item(self, index: int, draw: int) -> Item:
         item, name = self.items.item(index, draw), self.items.name
-        rng = np.random.default_rng((index, draw & 0xFFFFFFFF))  # a seed has no sign
-        return {**item, name: moved(item[name], self.shift, rng)}
+        return {**item, name: moved(item[name], self.shift, generator(index, draw))}
 
 
-def moved(image: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+def moved(image: np.ndarray, most: int, rng: Random) -> np.ndarray:
     """(H, W) or (H, W, C) an image moved by at most so many pixels up or down, left or right; what comes in is 0."""
-    down, right = (int(step) for step in rng.integers(0, 2 * most + 1, 2))
+    down, right = rng.randrange(2 * most + 1), rng.randrange(2 * most + 1)
     height, width = image.shape[:2]
     padded = np.zeros((height + 2 * most, width + 2 * most, *image.shape[2:]), dtype=image.dtype)  # faster than np.pad
     padded[most : most + height, most : most + width] = image

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -38,6 +39,11 @@ class Part:
 def spread(n: int, at_most: int | None) -> list[int]:
     """Numbers below n, evenly spread; all of them where that is not too many."""
     return np.linspace(0, n - 1, n if at_most is None else min(n, at_most), dtype=int).tolist()
+
+
+def generator(*seeds: int) -> Random:
+    """Of a few numbers of an item; NumPy's, for arrays of them, takes twice as long to begin."""
+    return Random(" ".join(map(str, seeds)))
 
 
 class Items(ABC):

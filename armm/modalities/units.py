@@ -15,6 +15,8 @@ def ragged_segment(modality: str, symbols: Tensor, unit_symbols: int) -> Segment
     """
     length = symbols.shape[0]
     n_units = -(-length // unit_symbols)
+    if length == n_units * unit_symbols:
+        return Segment(modality, symbols.reshape(n_units, unit_symbols))
     units = torch.zeros(n_units * unit_symbols, dtype=torch.int64)
     units[:length] = symbols
     return Segment(modality, units.reshape(n_units, unit_symbols), n_symbols=length)

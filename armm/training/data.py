@@ -24,6 +24,7 @@ from armm.sequence import Document
 from armm.training.loading import (
     Collate,
     CollateDealt,
+    CollateToSend,
     DealtBatches,
     TrainingLoader,
     TrainingSet,
@@ -202,10 +203,11 @@ class DataModule(L.LightningDataModule):
         (epoch, batch), self._position = self._position or Position(0, 0), None
         order = self._order(rank, n_ranks)
         order.begin(epoch, batch)  # what comes before is not loaded
+        collate = Collate(self.grammar)
         return TrainingLoader(
             TrainingSet(self.train, self.crop, self.drop_conditions),
             batch_sampler=order,
-            collate_fn=Collate(self.grammar),
+            collate_fn=CollateToSend(collate) if self.num_workers else collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=leave_signals_to_the_training,

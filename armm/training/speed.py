@@ -190,7 +190,10 @@ class SpeedMonitor(L.Callback):
         share = counts.waiting / max(counts.seconds, 1e-9)
         if counts.steps < ENOUGH_STEPS or share <= MOST_WAITING:
             return None
-        return f"{share:.1%} of the time was spent waiting for data; data.num_workers loads it beside the training"
+        return (
+            f"{share:.1%} of the time was spent waiting for data; where a core is free, data.num_workers: 1 loads it "
+            "beside the training"
+        )
 
     def _log(self, trainer: L.Trainer, counts: Counts) -> None:
         figures = self.figures(counts) | {"seconds": self.total.seconds, "peak_memory_gb": peak_memory() / 1e9}
