@@ -135,11 +135,21 @@ class Watched(GenerativeModule):
 class Curve(GenerativeModule):
     """Keeps every step's loss, over all accumulated batches and processes, and its gradient's norm; the latest run's.
 
-    Also the weights it ended with, whole; in the first process.
+    Also the weights it ended with, whole; in the first process. It begins a little beside the usual weights: logits of
+    zero have a gradient of zero where two symbols come equally often, and AdamW's first step is then the sign of what
+    rounding left of it, which the order of summation decides.
     """
 
     steps: ClassVar[list[tuple[float, float]]] = []
     weights: ClassVar[dict[str, Tensor]] = {}
+
+    def prepare(self, data: DataModule) -> None:
+        is_new = self.net is None
+        super().prepare(data)
+        if is_new:
+            noise = torch.Generator().manual_seed(1)
+            for parameter in self.model.parameters():
+                parameter.data += 0.02 * torch.randn(parameter.shape, generator=noise)
 
     def on_train_start(self) -> None:
         super().on_train_start()
