@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from armm.bundle import load, save
     from armm.errors import InputError
     from armm.generation import Sample, Temperature, TopK, TopP, beam_search, generate, stream
-    from armm.heads import Categorical, CausalConv, LogisticMixture, Softmax
+    from armm.heads import Categorical, CausalConv, JointSoftmax, LogisticMixture, Softmax
     from armm.modality import Modality
     from armm.model import AutoregressiveModel
     from armm.sequence import Document, Segment
@@ -24,6 +24,7 @@ __all__ = [
     "CausalConv",
     "Document",
     "InputError",
+    "JointSoftmax",
     "LogisticMixture",
     "Modality",
     "NoBackbone",
@@ -46,7 +47,7 @@ _HOMES = {
     "armm.bundle": ("load", "save"),
     "armm.errors": ("InputError",),
     "armm.generation": ("Sample", "Temperature", "TopK", "TopP", "beam_search", "generate", "stream"),
-    "armm.heads": ("Categorical", "CausalConv", "LogisticMixture", "Softmax"),
+    "armm.heads": ("Categorical", "CausalConv", "JointSoftmax", "LogisticMixture", "Softmax"),
     "armm.modality": ("Modality",),
     "armm.model": ("AutoregressiveModel",),
     "armm.sequence": ("Document", "Segment"),

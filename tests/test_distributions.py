@@ -20,13 +20,15 @@ from armm.errors import InputError
 from armm.heads.distributions import (
     Distribution,
     DistributionConfig,
+    JointSoftmax,
+    JointSoftmaxDistribution,
     LogisticMixture,
     LogisticMixtureDistribution,
     Softmax,
     cap,
 )
 
-CONFIGS = [Softmax(), Softmax(softcap=2.0), LogisticMixture(n_components=3)]
+CONFIGS = [Softmax(), Softmax(softcap=2.0), JointSoftmax(), LogisticMixture(n_components=3)]
 
 
 def build(config: DistributionConfig, vocab: int, channels: int, width: int = 6) -> Distribution:
@@ -87,9 +89,15 @@ def test_mixture_masses_need_no_normalisation(vocab: int, log_scale: float, mean
 # -------------------------------------------------------------------- two views
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
-@pytest.mark.parametrize("vocab", [2, 3, 17, 256])
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(
+    ("config", "vocab", "channels"),
+    [
+        (config, vocab, channels)
+        for config, vocab, channels in product(CONFIGS, [2, 3, 17, 256], [1, 2, 3])
+        if not (isinstance(config, JointSoftmax) and vocab**channels > 4096)
+    ],
+    ids=str,
+)
 def test_log_prob_is_the_gathered_log_softmax_of_logits(config: DistributionConfig, vocab: int, channels: int) -> None:
     """Training uses `log_prob`, sampling and compression `logits`: they must be one distribution."""
     distribution = build(config, vocab, channels)
@@ -296,12 +304,33 @@ def test_softmax_normalises_in_float32_under_autocast() -> None:
 # -------------------------------------------------------------- starts and limits
 
 
-def test_softmax_starts_at_the_unigram() -> None:
-    distribution = Softmax().build(4, 5, 1)
+@pytest.mark.parametrize(("config", "channels"), [(Softmax(), 1), (JointSoftmax(), 1), (JointSoftmax(), 3)], ids=str)
+def test_softmax_starts_at_the_unigram(config: DistributionConfig, channels: int) -> None:
+    """Every channel's, whatever the ones before it."""
+    distribution = config.build(4, 5, channels)
     log_unigram = torch.tensor([0.5, 0.2, 0.2, 0.05, 0.05]).log()
     distribution.set_unigram(log_unigram)
-    nothing = torch.zeros(0, dtype=torch.int64)
-    torch.testing.assert_close(distribution.logits(torch.zeros(4), nothing).log_softmax(-1), log_unigram)
+    for c in range(channels):
+        earlier = torch.tensor([3, 1])[:c]
+        torch.testing.assert_close(distribution.logits(torch.zeros(4), earlier).log_softmax(-1), log_unigram)
+
+
+def test_a_joint_softmax_can_say_that_channels_are_alike() -> None:
+    """Which no product of independent ones can: two pixels that are equal, and each black or white evenly."""
+    distribution = JointSoftmax().build(1, 2, 2)
+    assert isinstance(distribution, JointSoftmaxDistribution)
+    with torch.no_grad():
+        distribution.out.weight.zero_()
+        distribution.out.bias.copy_(torch.tensor([0.5, 1e-6, 1e-6, 0.5]).log())
+    every = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    nats = distribution.log_prob(torch.zeros(4, 1), every)
+    torch.testing.assert_close(nats[:, 0].exp(), torch.full((4,), 0.5))
+    torch.testing.assert_close(nats[:, 1].exp(), torch.tensor([1.0, 0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_a_joint_softmax_of_too_many_values_is_refused() -> None:
+    with pytest.raises(InputError, match=r"3 channels of 17 levels have 4913 values.*4096.*use Softmax"):
+        JointSoftmax().build(4, 17, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

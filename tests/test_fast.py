@@ -12,7 +12,16 @@ import torch
 from tiny_modalities import hash_parameters, hash_symbols
 from torch import Tensor
 
-from armm.heads import Categorical, CausalConv, CausalConvHead, LogisticMixture, Softmax, Unit, conv_state
+from armm.heads import (
+    Categorical,
+    CausalConv,
+    CausalConvHead,
+    JointSoftmax,
+    LogisticMixture,
+    Softmax,
+    Unit,
+    conv_state,
+)
 from armm.heads.conv_state import ConvState
 
 WIDTH = 4
@@ -35,6 +44,8 @@ CASES: dict[str, tuple[Unit, CausalConv]] = {
     "rows": (unit(5, 3, wide=5), CausalConv(channels=6, halo=2, halo_layers=1)),
     "conditioned by layers": (unit(3, 5), CausalConv(channels=4, kernel=2, dilations=(1, 2), condition_layers=1)),
     "rgb rows": (unit(3, 7, channels=3, wide=3), CausalConv(channels=4, skip=9, halo=1)),
+    "pairs": (unit(3, 5, channels=2, wide=3), CausalConv(4, halo=1, distribution=JointSoftmax())),
+    "fours": (unit(2, 2, channels=4, wide=2), CausalConv(4, halo=1, distribution=JointSoftmax())),
     "mixture": (unit(3, 19, channels=3, wide=3), CausalConv(4, halo=1, distribution=LogisticMixture(3))),
 }
 

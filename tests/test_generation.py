@@ -334,17 +334,23 @@ def test_prompts_and_plans_that_do_not_fit_the_layout_are_refused(letters: Autor
 # ------------------------------------------------------------------ holes and guidance
 
 
-def test_holes_are_filled_and_the_rest_is_kept() -> None:
-    """Any fixed places of an image; with nothing fixed it is the sample itself."""
-    model = build(Picture(size=(4, 4)), layout=["picture"])
+@pytest.mark.parametrize("proposer", [None, FixedPoint()], ids=["plain", "guessed"])
+@pytest.mark.parametrize(
+    "picture",
+    [Picture(size=(4, 4)), Picture(size=(4, 2), block=(1, 2), symbol_channels=2)],
+    ids=["places", "halves of places"],
+)
+def test_holes_are_filled_and_the_rest_is_kept(picture: Picture, proposer: FixedPoint | None) -> None:
+    """Any fixed symbols of an image; with nothing fixed it is the sample itself."""
+    model = build(picture, layout=["picture"])
     vocab = model.modalities["picture"].vocab
     drawn = [s.symbols for s in generate(model, n=3, seed=6)]
     unknown = [Segment("picture", torch.full((4, 4), vocab), None, (4, 1))]
-    assert [s.symbols for s in generate(model, [unknown], n=3, seed=6)] == drawn
+    assert [s.symbols for s in generate(model, [unknown], n=3, seed=6, proposer=proposer)] == drawn
     symbols = torch.tensor(hash_symbols(16, vocab)).view(4, 4)
     holes = torch.tensor([1, 0, 0, 1] * 4).view(4, 4).bool()
     prompt = [Segment("picture", symbols.masked_fill(holes, vocab), None, (4, 1))]
-    found = list(generate(model, [prompt], n=4, seed=6))
+    found = list(generate(model, [prompt], n=4, seed=6, proposer=proposer))
     for sample in found:
         result = torch.tensor(sample.symbols).view(4, 4)
         assert torch.equal(result[~holes], symbols[~holes]) and int(result.max()) < vocab

@@ -75,10 +75,24 @@ def test_symbols_run_row_by_row_with_the_channels_of_a_pixel_together() -> None:
     assert symbols[2, 0] == 24
 
 
+def test_pixels_of_a_place_stand_side_by_side_and_places_go_row_by_row() -> None:
+    """For the head they are channels: it takes as many steps as there are places."""
+    raw = np.arange(4 * 8, dtype=np.uint8).reshape(4, 8)
+    image = Image(size=(4, 8), block=(4, 4), place=(2, 2))
+    assert image.encode(raw).symbols[1].tolist() == [4, 5, 12, 13, 6, 7, 14, 15, 20, 21, 28, 29, 22, 23, 30, 31]
+    assert (image.unit.symbols, image.unit.channels, image.unit.places) == (16, 4, 4)
+    assert image.unit.block == (2, 2) and image.symbol_channels == 4
+    colours = Image(size=(2, 2), channels=3, place=(1, 2))
+    assert colours.encode(np.arange(12, dtype=np.uint8).reshape(2, 2, 3)).symbols[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert colours.unit.channels == 6
+
+
 def test_the_default_unit_is_a_row() -> None:
     assert RGB.unit_symbols == 18
     assert RGB.symbol_channels == 3
     assert RGB.encode(noise(4, 6, 3)).header == (4, 1)
+    pairs = Image(size=(4, 6), place=(2, 1))
+    assert (pairs.unit_symbols, pairs.grid, pairs.unit.block) == (12, (2, 1), (1, 6))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +103,9 @@ def test_the_default_unit_is_a_row() -> None:
         (Image(size=(4, 6), block=(1, 3)), False),
         (Image(size=(4, 6), block=(2, 6)), False),
         (Image(max_size=(4, 6), block=(1, 6)), False),
+        (Image(size=(4, 6), place=(2, 2)), True),
+        (Image(size=(4, 6), block=(4, 6), place=(2, 2)), False),
+        (Image(size=(4, 6), block=(2, 2), place=(2, 2)), False),
     ],
 )
 def test_only_rows_of_one_width_are_whole(image: Image, whole: bool) -> None:
@@ -208,6 +225,10 @@ def test_sizes_that_the_unit_does_not_divide_name_the_nearest_that_fit() -> None
         ({"size": (4, 4), "levels": 257}, ("levels", "2 to 256")),
         ({"size": (4, 4), "channels": 2}, ("channels", "1 (grey) or 3 (RGB)")),
         ({"size": (4, 4), "block": (1, 2, 3)}, ("block", "[1, 2, 3]")),
+        ({"size": (4, 4), "place": (0, 2)}, ("image.place", "[0, 2]", "[height, width]")),
+        ({"size": (4, 6), "place": (1, 4)}, ("image.place", "[1, 4]", "1x6 pixels", "divisor")),
+        ({"size": (4, 6), "block": (2, 3), "place": (1, 2)}, ("image.place", "[1, 2]", "2x3 pixels")),
+        ({"size": (5, 6), "place": (2, 2)}, ("size is 5x6", "4x6")),
     ],
 )
 def test_keys_that_make_no_sense_are_refused(keys: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -218,9 +239,9 @@ def test_keys_that_make_no_sense_are_refused(keys: dict[str, Any], words: tuple[
 # -------------------------------------------------------------------- prompts
 
 
-@pytest.mark.parametrize("block", [None, (2, 2), (1, 1)])
-def test_a_prompt_is_the_beginning_of_the_whole_image(block: tuple[int, int] | None) -> None:
-    image = Image(size=(6, 4), channels=3, block=block)
+@pytest.mark.parametrize(("block", "place"), [(None, (1, 1)), ((2, 2), (1, 1)), ((1, 1), (1, 1)), (None, (2, 2))])
+def test_a_prompt_is_the_beginning_of_the_whole_image(block: tuple[int, int] | None, place: tuple[int, int]) -> None:
+    image = Image(size=(6, 4), channels=3, block=block, place=place)
     raw = noise(6, 4, 3)
     whole, top = image.encode(raw), image.encode_prompt(raw[:2])
     assert top.header == whole.header
@@ -443,11 +464,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- parts unknown
 
 
-@pytest.mark.parametrize("block", [None, (1, 1), (2, 2)])
+@pytest.mark.parametrize(("block", "place"), [(None, (1, 1)), ((1, 1), (1, 1)), ((2, 2), (1, 1)), (None, (1, 2))])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_unknown_pixels_are_outside_the_alphabet(channels: Any, block: tuple[int, int] | None) -> None:
+def test_unknown_pixels_are_outside_the_alphabet(
+    channels: Any, block: tuple[int, int] | None, place: tuple[int, int]
+) -> None:
     """In the order of `encode`, all channels of a pixel alike, and nothing else changes."""
-    image = Image(size=(4, 6), channels=channels, levels=8, block=block)
+    image = Image(size=(4, 6), channels=channels, levels=8, block=block, place=place)
     given = noise(4, 6, *([3] if channels == 3 else []), levels=8)
     keep = np.random.default_rng(1).random((4, 6)) < 0.5
     places = np.stack([keep] * 3, axis=-1) if channels == 3 else keep

@@ -10,7 +10,7 @@ import pytest
 from armm.backbones import NoBackbone, Transformer
 from armm.backbones.backbone import BackboneConfig
 from armm.errors import InputError
-from armm.heads import Categorical, CausalConv, HeadConfig, LogisticMixture, Softmax
+from armm.heads import Categorical, CausalConv, HeadConfig, JointSoftmax, LogisticMixture, Softmax
 from armm.modalities import Audio, Image, Label, Text
 from armm.modality import Modality
 from armm.spec import from_spec, import_class, to_spec
@@ -21,6 +21,7 @@ OBJECTS = [
     Categorical(tied=True),
     CausalConv(channels=8, dilations=(1, 2, 4), distribution=LogisticMixture(n_components=3)),
     CausalConv(distribution=Softmax()),
+    CausalConv(distribution=JointSoftmax()),
     Text(kind="bytes", unit_symbols=4),
     Image(size=(8, 8), levels=17, head=CausalConv(channels=4, dropout=0.25)),
     Image(max_size=(8, 12), block=(2, 2), channels=3, background="white"),

@@ -3,7 +3,7 @@
 from armm.heads.categorical import Categorical, CategoricalHead
 from armm.heads.causal_conv import CausalConv, CausalConvHead
 from armm.heads.copying import Copying
-from armm.heads.distributions import Distribution, DistributionConfig, LogisticMixture, Softmax
+from armm.heads.distributions import Distribution, DistributionConfig, JointSoftmax, LogisticMixture, Softmax
 from armm.heads.head import Choose, Head, HeadConfig, HeadState, Unit
 from armm.heads.pixel_cnn import GatedPixelCNN, PixelCNN
 from armm.heads.pixel_rnn import DiagonalBiLSTM, RowLSTM
@@ -22,6 +22,7 @@ __all__ = [
     "Head",
     "HeadConfig",
     "HeadState",
+    "JointSoftmax",
     "LogisticMixture",
     "PixelCNN",
     "RowLSTM",

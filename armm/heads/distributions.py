@@ -1,4 +1,4 @@
-"""Distributions over integer levels from a feature vector: a softmax, or a mixture of discretised logistics.
+"""Distributions over integer levels from a feature vector: softmaxes, or a mixture of discretised logistics.
 
 Every distribution factorises over the C channels of a place (R, then G given R, then B given both) and offers V-way
 logits for the next channel, so that filters, noise and range coding need to know nothing about its form.
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from armm.errors import InputError
 from armm.heads.cross_entropy import nats_of
+
+MOST_TOGETHER = 4096  # values of a joint softmax
 
 
 class Distribution(nn.Module, ABC):
@@ -70,6 +72,19 @@ class Softmax(DistributionConfig):
 
     def build(self, width: int, vocab: int, channels: int) -> Distribution:
         return SoftmaxDistribution(width, vocab, channels, self.softcap)
+
+
+@dataclass(frozen=True)
+class JointSoftmax(DistributionConfig):
+    """One softmax over what all channels of a place are together, for few levels and channels: pixels in pairs."""
+
+    def build(self, width: int, vocab: int, channels: int) -> Distribution:
+        if vocab**channels > MOST_TOGETHER:
+            raise InputError(
+                f"JointSoftmax: {channels} channels of {vocab} levels have {vocab**channels} values together, expected "
+                f"at most {MOST_TOGETHER}; use Softmax, or places of fewer pixels"
+            )
+        return JointSoftmaxDistribution(width, vocab, channels)
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,44 @@ class SoftmaxDistribution(Distribution):
             assert isinstance(layer, nn.Linear)
             with torch.no_grad():
                 layer.bias.copy_(log_unigram)
+
+
+class JointSoftmaxDistribution(Distribution):
+    """One linear layer of V ** C logits, those of the first channel's first level first."""
+
+    def __init__(self, width: int, vocab: int, channels: int) -> None:
+        super().__init__()
+        self.vocab = vocab
+        self.out = nn.Linear(width, vocab**channels)
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+
+    def _with(self, joint: Tensor, symbols: Tensor) -> Tensor:
+        """(*, n) logits and (*,) symbols of the first channel -> (*, n / V) logits of the others."""
+        joint = joint.unflatten(-1, (self.vocab, -1))
+        index = symbols[..., None, None].expand(*joint.shape[:-2], 1, joint.shape[-1])
+        return joint.gather(-2, index).squeeze(-2)
+
+    def logits(self, features: Tensor, earlier: Tensor) -> Tensor:
+        joint = self.out(features).float()
+        for symbols in earlier.unbind(-1):
+            joint = self._with(joint, symbols)
+        return joint.unflatten(-1, (self.vocab, -1)).logsumexp(-1)
+
+    def log_prob(self, features: Tensor, symbols: Tensor) -> Tensor:
+        joint = self.out(features).float()
+        totals = [joint.logsumexp(-1)]
+        for own in symbols.unbind(-1):
+            joint = self._with(joint, own)
+            totals.append(joint.logsumexp(-1))
+        return torch.stack(totals, dim=-1).diff(dim=-1)
+
+    def set_unigram(self, log_unigram: Tensor) -> None:
+        joint = log_unigram.new_zeros(1)
+        while len(joint) < len(self.out.bias):
+            joint = (joint[:, None] + log_unigram).flatten()
+        with torch.no_grad():
+            self.out.bias.copy_(joint)
 
 
 class LogisticMixtureDistribution(Distribution):

@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from armm.heads.distributions import Distribution, LogisticMixtureDistribution, SoftmaxDistribution
+from armm.heads.distributions import (
+    Distribution,
+    JointSoftmaxDistribution,
+    LogisticMixtureDistribution,
+    SoftmaxDistribution,
+)
 from armm.heads.fast_conditioning import Maps, condition
 from armm.heads.fast_loop import Lanes, Memory, Network, Readout, fill
 from armm.panels import pack_floats
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from armm.heads.conv_state import ConvState
 
 SIDE_BY_SIDE = 8  # rows; what they sum up stays in the fastest cache
-KNOWN = {nn.Linear, nn.ModuleList, SoftmaxDistribution, LogisticMixtureDistribution}
+KNOWN = {nn.Linear, nn.ModuleList, SoftmaxDistribution, JointSoftmaxDistribution, LogisticMixtureDistribution}
 
 
 class CompiledFill:
@@ -113,12 +118,21 @@ def _readout(distribution: Distribution) -> Readout:
     out, enter, earlier, softcap, n_components = [], [], torch.zeros(0, 0, 0, 0), None, 0
     if isinstance(distribution, LogisticMixtureDistribution):
         out, n_components = [distribution.out], distribution.n_components
+    elif isinstance(distribution, JointSoftmaxDistribution):
+        out = [distribution.out]
     elif isinstance(distribution, SoftmaxDistribution):
         out, softcap = list(distribution.out), distribution.softcap
         if len(out) > 1:
             enter, earlier = list(distribution.enter), distribution.earlier
     return Readout(
-        _weights(enter), _biases(enter), _array(earlier), _weights(out), _biases(out), softcap or 0.0, n_components
+        enter=_weights(enter),
+        enter_bias=_biases(enter),
+        earlier=_array(earlier),
+        out=_weights(out),
+        out_bias=_biases(out),
+        softcap=softcap or 0.0,
+        n_components=n_components,
+        is_joint=isinstance(distribution, JointSoftmaxDistribution),
     )
 
 

@@ -37,15 +37,17 @@ class Network(NamedTuple):
 
 
 class Readout(NamedTuple):
-    """From features to logits: a softmax, or a mixture of logistics where `n_components` is not 0."""
+    """From features to logits: a softmax, of all channels together where `is_joint`, or a mixture of logistics where
+    `n_components` is not 0."""
 
     enter: np.ndarray  # (C, panels of (H, H)); empty for one channel
     enter_bias: np.ndarray  # (C, H)
     earlier: np.ndarray  # (C, C, V, H)
-    out: np.ndarray  # (C, panels of (H, V)); (1, panels of (H, O)) for a mixture
+    out: np.ndarray  # (C, panels of (H, V)); (1, panels of (H, O)) for a mixture, O is V ** C for a joint softmax
     out_bias: np.ndarray  # (C, V); (1, O)
     softcap: float  # 0 for none
     n_components: int
+    is_joint: bool
 
 
 class Memory(NamedTuple):
@@ -119,6 +121,8 @@ def fill_lanes(
             step(network, memory, lanes, scratch, i)
         if readout.n_components:
             read_mixture(readout, memory, lanes, scratch, i, channel, logits)
+        elif readout.is_joint:
+            read_joint(readout, memory, lanes, scratch, i, channel, logits)
         else:
             read_softmax(readout, memory, lanes, scratch, i, channel, logits)
         for r in range(n_rows):
@@ -222,6 +226,25 @@ def read_softmax(
         own = logits[lanes.which[r], i]
         for v in range(len(own)):
             own[v] = out[r, v] if cap == ZERO else cap * tanh(out[r, v] / cap)
+
+
+@inner
+def read_joint(
+    readout: Readout, memory: Memory, lanes: Lanes, scratch: Scratch, i: int, channel: int, logits: np.ndarray
+) -> None:
+    """The same of a softmax over all channels together: of those that agree with the earlier ones."""
+    n_values = logits.shape[2]
+    for r in range(len(lanes.row)):
+        copy(scratch.out[r], readout.out_bias[0])
+    add_floats(scratch.out, scratch.features, readout.out[0])
+    for r in range(len(lanes.row)):
+        first, at, n = lanes.start[r] + i - channel, 0, readout.out_bias.shape[1]
+        for c in range(channel):
+            n //= n_values
+            at += memory.open_unit[lanes.row[r], first + c] * n
+        n //= n_values
+        for v in range(n_values):
+            logits[lanes.which[r], i, v] = log_sum(scratch.out[r, at + v * n : at + (v + 1) * n])
 
 
 @inner

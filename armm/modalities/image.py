@@ -1,9 +1,11 @@
 """Images as pixels, row strips or square patches, in raster order.
 
 Pixels one by one are iGPT and PixelRNN (arXiv:1601.06759), strips are rows for a PixelCNN, patches lie between. The
-symbols of a unit are its pixels row by row, the channels of a pixel (R, G, B) side by side.
+symbols of a unit are its pixels row by row, the channels of a pixel (R, G, B) side by side. Where pixels share a place
+of the head, they are side by side as channels are, and the places go row by row (space to depth).
 
-Axes: H, W pixels; r, c rows and columns of units; bh, bw pixels of a unit; ch channels.
+Axes: H, W pixels; r, c rows and columns of units; h, w those of places in a unit, ph, pw those of pixels in a place; ch
+channels.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Image(Modality):
         levels: how many values a channel has, 2 to 256; 8-bit files are rounded to the nearest.
         block: (height, width) in pixels of a unit: [1, 1] pixels, [p, p] patches, [1, w] strips; null for whole rows,
             which need `size`.
+        place: (height, width) in pixels of what the head computes at once: the larger, the less there is to compute, in
+            training and in sampling, and the less its layers see of how the pixels of a place hang together.
         embedder_channels: channels of a convolution over a unit's pixels from which the backbone's input is made; 0 to
             make it of the pixels themselves.
         background: what to lay transparent pictures on; null to refuse them.
@@ -55,6 +59,7 @@ class Image(Modality):
     channels: Literal[1, 3] = 1
     levels: int = 256
     block: tuple[int, int] | None = None
+    place: tuple[int, int] = (1, 1)
     embedder_channels: int = 0
     background: Literal["black", "white"] | None = None
     head: HeadConfig | None = None
@@ -78,7 +83,7 @@ class Image(Modality):
             raise InputError(
                 f"{self.name}: set either size, where all images have one size, or max_size, where they differ"
             )
-        for key in ("size", "max_size", "block"):
+        for key in ("size", "max_size", "block", "place"):
             pair = getattr(self, key)
             if pair is None:
                 continue
@@ -89,6 +94,11 @@ class Image(Modality):
                 )
         if self.block is None and self.size is None:
             raise InputError(f"{self.name}.block: whole rows need one width; set block, such as [1, 8], or size")
+        if any(pixels % own for pixels, own in zip(self._block, self.place, strict=True)):
+            raise InputError(
+                f"{self.name}.place is {list(self.place)}, which does not divide units of {_by(*self._block)} pixels; "
+                "set a divisor of these, or another block"
+            )
         self._check_fit(*self._largest, "size" if self.size else "max_size")
 
     # ----------------------------------------------------------------- sizes
@@ -104,7 +114,7 @@ class Image(Modality):
 
     @property
     def symbol_channels(self) -> int:
-        return self.channels
+        return self.channels * math.prod(self.place)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -131,20 +141,20 @@ class Image(Modality):
 
     @property
     def unit(self) -> Unit:
-        height, width = self._block
+        height, width = self._places
         return Unit(
             vocab=self.levels,
             symbols=self.unit_symbols,
-            channels=self.channels,
+            channels=self.symbol_channels,
             continuous=False,
             block=(height, width),
-            whole_rows=self.size is not None and (height, width) == (1, self.size[1]),
+            whole_rows=self.size is not None and height == 1 and self._block[1] == self.size[1],
             values=self._values(),
         )
 
     def build_embedder(self, width: int) -> nn.Module:
         """Of the pixels, and of where the unit lies."""
-        n, values, block = self.unit_symbols, self._values(), self._block
+        n, values, block = self.unit_symbols, self._values(), self._places
         return UnitEmbedder(
             self.levels, n, width, SYMBOL_WIDTH, values, self.grid, block=block, channels=self.embedder_channels
         )
@@ -212,17 +222,18 @@ class Image(Modality):
     def decode(self, segment: Segment) -> np.ndarray:
         """The image; pixels that the segment lacks are 0."""
         rows, columns = segment.header
-        height, width = self._block
+        (height, width), (place_height, place_width) = self._places, self.place
         symbols = np.zeros(rows * columns * self.unit_symbols, dtype=np.uint8)
         symbols[: segment.length] = segment.flat().numpy()
         image = rearrange(
             symbols,
-            "(r c bh bw ch) -> (r bh) (c bw) ch",
+            "(r c h w ph pw ch) -> (r h ph) (c w pw) ch",
             r=rows,
             c=columns,
-            bh=height,
-            bw=width,
-            ch=self.channels,
+            h=height,
+            w=width,
+            ph=place_height,
+            pw=place_width,
         )
         return image[..., 0] if self.channels == 1 else image
 
@@ -296,7 +307,12 @@ class Image(Modality):
         if self.block is not None:
             return self.block
         assert self.size is not None
-        return 1, self.size[1]
+        return self.place[0], self.size[1]
+
+    @property
+    def _places(self) -> tuple[int, int]:
+        """(height, width) of a unit in places."""
+        return self._block[0] // self.place[0], self._block[1] // self.place[1]
 
     def _values(self) -> torch.Tensor:
         """(V, 1) levels as numbers from -1 to 1."""
@@ -304,10 +320,10 @@ class Image(Modality):
 
     def _units(self, raw: np.ndarray) -> torch.Tensor:
         """(r c, K) the units of whole rows of units."""
-        (height, width), (n_rows, n_columns) = self._block, raw.shape[:2]
+        (bh, bw), (h, w), (ph, pw) = self._block, self._places, self.place
         # a fifth of the time that rearrange takes, for every image that training reads
-        units = raw.reshape(n_rows // height, height, n_columns // width, width, -1).transpose(0, 2, 1, 3, 4)
-        return torch.from_numpy(units.reshape(-1, height * width * self.channels).astype(np.int64))
+        units = raw.reshape(len(raw) // bh, h, ph, raw.shape[1] // bw, w, pw, -1).transpose(0, 3, 1, 4, 2, 5, 6)
+        return torch.from_numpy(units.reshape(-1, self.unit_symbols).astype(np.int64))
 
     def _check_array(self, raw: Any) -> None:
         wanted = "(H, W)" if self.channels == 1 else "(H, W, 3)"

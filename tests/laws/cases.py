@@ -14,6 +14,7 @@ from armm.heads import (
     Copying,
     DiagonalBiLSTM,
     GatedPixelCNN,
+    JointSoftmax,
     LogisticMixture,
     PixelCNN,
     RowLSTM,
@@ -55,6 +56,7 @@ CLASSICS = {
 }
 PLUS = GatedPixelCNN(channels=3, n_layers=1, first=3, distribution=LogisticMixture(2))
 COPYING = GatedPixelCNN(channels=3, n_layers=1, first=3, distribution=Copying(rows=2, columns=2))
+JOINT = CausalConv(channels=4, kernel=2, dilations=(1, 2), halo=2, distribution=JointSoftmax())
 MIXTURE = CausalConv(channels=4, kernel=2, dilations=(1, 2), halo=2, distribution=LogisticMixture(2))
 
 
@@ -122,6 +124,21 @@ CASES: dict[str, Case] = {
     "image RGB pixels": alone("image", lambda: Image(size=(2, 3), channels=3, levels=5, block=(1, 1), head=CONV)),
     "image strips": alone("image", lambda: Image(size=(3, 6), levels=4, block=(1, 2), head=CONV)),
     "image of any size": alone("image", lambda: Image(max_size=(6, 8), levels=4, block=(2, 2), head=CONV)),
+    "image rows, pixels in pairs": alone(
+        "image", lambda: Image(size=(3, 6), levels=3, place=(1, 2), embedder_channels=3, head=LAYERED)
+    ),
+    "image rows, pixels in fours, joint": alone(
+        "image", lambda: Image(size=(4, 4), levels=3, place=(2, 2), head=JOINT)
+    ),
+    "image RGB rows, pixels in fours": alone(
+        "image", lambda: Image(size=(4, 4), channels=3, levels=4, place=(2, 2), head=CONV)
+    ),
+    "image patches of any size, pixels in pairs": alone(
+        "image", lambda: Image(max_size=(4, 8), levels=4, block=(2, 4), place=(2, 1), head=CONV)
+    ),
+    "image rows, pixels in pairs, Gated PixelCNN": alone(
+        "image", lambda: Image(size=(3, 6), levels=3, place=(1, 2), head=CLASSICS["Gated PixelCNN"])
+    ),
     **{
         f"image rows, {name}": alone("image", lambda head=head: Image(size=(4, 4), levels=4, head=head))
         for name, head in CLASSICS.items()
@@ -169,6 +186,8 @@ COUNTABLE: dict[str, Case] = {
     "image pixels": alone("image", lambda: Image(size=(2, 3), levels=3, block=(1, 1))),
     "image strips": alone("image", lambda: Image(size=(2, 4), levels=2, block=(1, 2), head=CONV)),
     "image of any size": alone("image", lambda: Image(max_size=(2, 3), levels=2, block=(1, 1))),
+    "image rows, pixels in fours": alone("image", lambda: Image(size=(2, 4), levels=2, place=(2, 2), head=CONV)),
+    "image rows, pixels in pairs": alone("image", lambda: Image(size=(2, 4), levels=2, place=(1, 2), head=JOINT)),
     "audio": alone("audio", lambda: Audio(frame=2, levels=3, max_units=3, head=WAVE)),
     "music": alone("music", lambda: Music(voices=2, lowest=60, highest=60, max_units=3, head=WAVE)),
     "video": alone("video", lambda: Video(size=(1, 2), max_frames=3, levels=2, head=CONV)),

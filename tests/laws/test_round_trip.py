@@ -52,6 +52,8 @@ IMAGES = {
     "RGB patches": Image(size=(4, 4), channels=3, levels=9, block=(2, 2)),
     "strips": Image(size=(3, 6), levels=2, block=(1, 2)),
     "any size": Image(max_size=(4, 6), levels=3, block=(2, 2)),
+    "RGB rows, pixels in fours": Image(size=(4, 6), channels=3, levels=9, place=(2, 2)),
+    "any size, pixels in pairs": Image(max_size=(4, 8), levels=3, block=(2, 4), place=(1, 2)),
 }
 
 
