@@ -302,6 +302,29 @@ def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest
     assert len(load(make(BPE, texts, out)).train)
 
 
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (OSError("handle is closed"), "a worker process died"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "a worker process died"),
+        (RuntimeError("cannot schedule new futures after shutdown"), "a worker process died"),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "Resource temporarily unavailable; check"),
+    ],
+    ids=repr,
+)
+def test_a_worker_that_dies_while_it_is_told(
+    failure: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's own pipes are closed then, which once was a mistake of the folder: "set: handle is closed"."""
+
+    def submit(*job: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(preparing.ProcessPoolExecutor, "submit", submit)
+    with pytest.raises(InputError, match=words):
+        prepare(Text(kind="bytes"), [write_lines(tmp_path / "texts", 400)], tmp_path / "set", SETTINGS, 2, silent)
+
+
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
     """Killed for its memory, say."""
     texts = write_lines(tmp_path / "texts", 400)

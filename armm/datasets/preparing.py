@@ -6,6 +6,7 @@ where a gzipped file turns out to be long, several (`armm.datasets.jobs`); at th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -295,7 +296,7 @@ def _run_apart(
             while True:
                 while len(running) < 2 * n_workers and (following := next(waiting, None)):
                     number, job = following
-                    with _interrupts_held():
+                    with _interrupts_held(), _a_dead_worker_is_one():
                         future = pool.submit(run_job, number, job, preparation, known.get(number))
                     running[future] = number
                 if not running:
@@ -309,6 +310,19 @@ def _run_apart(
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _a_dead_worker_is_one() -> Iterator[None]:
+    """Of a worker that dies at the very moment when it is begun or told about a job, the pool says something else."""
+    try:
+        yield
+    except RuntimeError as error:  # it was shut down between two looks at it; or it says so itself
+        raise BrokenProcessPool(str(error)) from error
+    except OSError as error:
+        if error.errno in (None, errno.EPIPE):  # "handle is closed"
+            raise BrokenProcessPool(str(error)) from error
+        raise
 
 
 @contextmanager
